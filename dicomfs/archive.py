@@ -1,0 +1,276 @@
+"""The flat archive: original SOP instances as files, immutable, named by their content.
+
+    STORE/archive/ab/cd/<sha256>.dcm    originals
+    STORE/incoming/                     spool of what is being received, same file system
+    STORE/quarantine/                   refused data sets, bounded
+
+Every archived file has its data set at byte `DATA_SET_OFFSET`: the file meta information in front of it
+is padded (in its private information element) to that length, so that it can be written last, when the
+receipt sequence number is known. Knows no SQL and no DICOM beyond file meta information. Called by
+`ingest.py`, which alone decides the order of the durable steps; readers need only `Archive.path`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from dicomfs import __version__
+from dicomfs.errors import UnreadableDataSet
+from dicomfs.model import Receipt
+
+DATA_SET_OFFSET: Final = 1024
+"""First byte of the data set in every archived file."""
+
+IMPLEMENTATION_UID: Final = "2.25.328308849035975025332632903334970848394"
+PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
+"""(0002,0100): names the owner of our JSON text in (0002,0102)."""
+
+_STALE_SPOOL_S: Final = 60.0
+_DIRECTORY_MODE: Final = 0o750
+_FILE_MODE: Final = 0o440
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedMeta:
+    """What an archived file says of its own receipt: enough to rebuild the index from the archive alone."""
+
+    sequence: int
+    receipt: Receipt
+
+
+def content_hash(transfer_syntax: str) -> "hashlib._Hash":
+    """SHA-256 of an original, begun with its transfer syntax; feed it the data set as received."""
+    return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
+
+
+def file_meta(receipt: Receipt, sequence: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+    """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
+
+    Sequence and time of receipt are kept as JSON in Private Information (0002,0102), blank padded.
+    """
+    source_ae, receiving_ae = _plain_ae(receipt.source_ae), _plain_ae(receipt.receiving_ae)
+
+    def build(room: int) -> bytes:
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = UID(sop_class_uid, validation_mode=0)
+        meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid, validation_mode=0)
+        meta.TransferSyntaxUID = UID(receipt.transfer_syntax, validation_mode=0)
+        meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+        meta.ImplementationVersionName = f"DICOMFS_{__version__}"[:16]
+        if source_ae:
+            meta.SourceApplicationEntityTitle = source_ae
+            meta.SendingApplicationEntityTitle = source_ae
+        if receiving_ae:
+            meta.ReceivingApplicationEntityTitle = receiving_ae
+        meta.PrivateInformationCreatorUID = UID(PRIVATE_CREATOR_UID)
+        note = json.dumps({"sequence": sequence, "received": receipt.received}).encode()
+        meta.PrivateInformation = note.ljust(room)
+        out = DicomBytesIO()
+        out.write(bytes(128) + b"DICM")
+        write_file_meta_info(out, meta, enforce_standard=True)
+        return out.getvalue()
+
+    smallest = build(0)
+    spare = DATA_SET_OFFSET - len(smallest)
+    note_length = len(json.dumps({"sequence": sequence, "received": receipt.received}))
+    full = build(note_length + note_length % 2 + spare)
+    if len(full) != DATA_SET_OFFSET:
+        raise UnreadableDataSet("its UIDs are too long for file meta information")
+    return full
+
+
+def _plain_ae(title: str) -> str:
+    """An AE title fit for value representation AE (PS3.5 6.2), whatever the peer called itself."""
+    return "".join(c if " " <= c <= "~" and c != "\\" else "_" for c in title.strip())[:16].strip()
+
+
+def read_archived_meta(path: Path) -> ArchivedMeta:
+    """Read back what `file_meta` wrote. Raises UnreadableDataSet when the file is not one of ours."""
+    from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only a rebuild needs it
+
+    meta = read_file_meta_info(path)
+    if meta.get("PrivateInformationCreatorUID") != PRIVATE_CREATOR_UID:
+        raise UnreadableDataSet(f"{path.name} was not written by dicomfs")
+    note = json.loads(bytes(meta.PrivateInformation).decode("ascii"))
+    receipt = Receipt(
+        transfer_syntax=str(meta.TransferSyntaxUID),
+        received=float(note["received"]),
+        source_ae=str(meta.get("SourceApplicationEntityTitle", "")),
+        receiving_ae=str(meta.get("ReceivingApplicationEntityTitle", "")),
+        sop_class_uid=str(meta.MediaStorageSOPClassUID),
+        sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
+    )
+    return ArchivedMeta(int(note["sequence"]), receipt)
+
+
+@dataclass(slots=True)
+class Spool:
+    """One data set on its way in: an open, locked file in `incoming/`.
+
+    Closing it removes what was not published.
+    """
+
+    path: Path
+    fd: int
+    transfer_syntax: str
+    size: int = 0
+    """Bytes of data set so far."""
+    _hash: "hashlib._Hash" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._hash = content_hash(self.transfer_syntax)
+        os.lseek(self.fd, DATA_SET_OFFSET, os.SEEK_SET)
+
+    def write(self, part: bytes | memoryview) -> None:
+        """Append to the data set. Raises OSError."""
+        self._hash.update(part)
+        view = memoryview(part)
+        self.size += len(view)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    @property
+    def digest(self) -> bytes:
+        """32 bytes: SHA-256 of transfer syntax and data set so far."""
+        return self._hash.digest()
+
+    def reader(self) -> io.BufferedReader:
+        """A second handle on the file, positioned at the data set."""
+        file = self.path.open("rb")
+        file.seek(DATA_SET_OFFSET)
+        return file
+
+    def close(self) -> None:
+        """Remove the spool file if it is still there."""
+        if self.fd >= 0:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Archive:
+    """The folders of originals under one store."""
+
+    def __init__(self, store: Path) -> None:
+        self.root = store / "archive"
+        self.incoming = store / "incoming"
+        self.quarantine = store / "quarantine"
+
+    def create(self) -> None:
+        """Make the folders that are missing, durably. Raises OSError."""
+        for folder in (self.root, self.incoming, self.quarantine):
+            folder.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        sync_directory(self.root.parent)
+
+    def path(self, digest: bytes) -> Path:
+        """Where the original with this content hash lies, or would lie."""
+        name = digest.hex()
+        return self.root / name[:2] / name[2:4] / f"{name}.dcm"
+
+    def spool(self, transfer_syntax: str) -> Spool:
+        """Open a new spool file. Raises OSError."""
+        path = self.incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+        # The lock tells `clean` of any process that somebody is still writing here.
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return Spool(path, fd, transfer_syntax)
+
+    def seal(self, spool: Spool, meta: bytes) -> None:
+        """Write the file meta in front of the data set and make the file's content durable. Raises OSError."""
+        os.pwrite(spool.fd, meta, 0)
+        os.fdatasync(spool.fd)
+
+    def publish(self, spool: Spool) -> Path:
+        """Move a sealed spool file to its place, replacing a file of the same content.
+
+        Not durable until `sync_directory` of the returned path's parent. Raises OSError.
+        """
+        target = self.path(spool.digest)
+        for folder in (target.parent.parent, target.parent):
+            if not folder.exists():
+                folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+                sync_directory(folder.parent)
+        spool.path.rename(target)
+        return target
+
+    def intact(self, digest: bytes, size: int) -> bool:
+        """True when the original is there with its full length (no checksum: that is a scrub's work)."""
+        try:
+            return self.path(digest).stat().st_size == DATA_SET_OFFSET + size
+        except OSError:
+            return False
+
+    def keep_aside(self, spool: Spool, reason: str, limit: int) -> Path | None:
+        """Move a refused data set to `quarantine/`, its reason beside it; the oldest over `limit` go.
+
+        The data set keeps no file meta (it starts at `DATA_SET_OFFSET`). None when it could not be kept.
+        """
+        name = f"{time.time_ns()}-{spool.digest.hex()[:16]}"
+        target = self.quarantine / f"{name}.bin"
+        try:
+            spool.path.rename(target)
+            (self.quarantine / f"{name}.txt").write_text(f"{spool.transfer_syntax}\n{reason}\n")
+            for old in sorted(self.quarantine.glob("*.bin"))[:-limit]:
+                old.unlink(missing_ok=True)
+                old.with_suffix(".txt").unlink(missing_ok=True)
+        except OSError:
+            return None
+        return target
+
+    def clean(self) -> int:
+        """Remove spool files that nobody writes any more (a process was killed); returns how many."""
+        removed = 0
+        for path in self._stale():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink(missing_ok=True)
+                removed += 1
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+        return removed
+
+    def _stale(self) -> Iterator[Path]:
+        newest = time.time() - _STALE_SPOOL_S
+        for path in self.incoming.iterdir():
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < newest:
+                    yield path
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the entries of a folder durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

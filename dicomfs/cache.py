@@ -1,0 +1,139 @@
+"""Rendered bytes in memory: least recently used goes first, and one production per key at a time.
+
+However many tasks ask for a key at once, it is produced once. What failed in passing is remembered for
+a short while, so that a file that hangs does not cost its time limit on every ask. It never renders,
+knows no processes and no files; what a key means is the caller's affair (a rendition key: equal keys
+stand for equal bytes). Used by the mount; everything here belongs to trio's thread.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import trio
+from cachetools import LRUCache, TTLCache
+
+from .errors import RenderFailed
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+FAILURES_KEPT = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counters since the start; `bytes` and `items` are of this moment."""
+
+    hits: int
+    misses: int
+    """Productions begun."""
+    joined: int
+    """Asks that waited for the production of another."""
+    evictions: int
+    bytes: int
+    items: int
+
+
+@dataclass(eq=False, slots=True)
+class _Flight(Generic[V]):
+    """One production under way. Landed with neither value nor error: its producer was cancelled."""
+
+    value: V | None = None
+    error: Exception | None = None
+    landed: trio.Event = field(default_factory=trio.Event)
+
+
+class Cache(Generic[K, V]):
+    """At most `limit_bytes` of values, measured by `size_of`; values are never None.
+
+    A passing failure is repeated to everybody who asks within `retry_after_s`; `clock` is in seconds.
+    """
+
+    def __init__(
+        self,
+        limit_bytes: int,
+        size_of: Callable[[V], int],
+        *,
+        retry_after_s: float = 10,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._size_of = size_of
+        self._kept: LRUCache[K, V] = LRUCache(maxsize=limit_bytes, getsizeof=size_of)
+        self._failures: TTLCache[K, str] = TTLCache(maxsize=FAILURES_KEPT, ttl=retry_after_s, timer=clock)
+        self._flights: dict[K, _Flight[V]] = {}
+        self._hits = self._misses = self._joined = self._stored = 0
+
+    async def get(
+        self, key: K, produce: Callable[[], Awaitable[V]], *, joining: Callable[[], None] | None = None
+    ) -> V:
+        """The value of a key: kept, or produced now, or awaited from whoever is producing it.
+
+        `joining` is called when the production of another is awaited, e.g. to hurry what was begun as
+        background work. A value larger than the whole cache is returned and not kept. An error of
+        `produce` reaches everybody who waits and is then forgotten, but RenderFailed is remembered for
+        `retry_after_s`.
+
+        *Cancellation*: a waiter that is cancelled disturbs nobody. When the producing task is cancelled,
+        its `produce` is cancelled with it and one of the waiters begins anew with its own `produce`:
+        no task outlives its caller, none is shielded. A hit is returned without a checkpoint.
+        """
+        while True:
+            if (value := self._kept.get(key)) is not None:
+                self._hits += 1
+                return value
+            if (failure := self._failures.get(key)) is not None:
+                self._hits += 1
+                raise RenderFailed(failure)
+            if (flight := self._flights.get(key)) is None:
+                return await self._produce(key, produce)
+            self._joined += 1
+            if joining is not None:
+                joining()
+            await flight.landed.wait()
+            if flight.value is not None:
+                return flight.value
+            if flight.error is not None:
+                raise flight.error
+
+    async def _produce(self, key: K, produce: Callable[[], Awaitable[V]]) -> V:
+        flight: _Flight[V] = _Flight()
+        self._flights[key] = flight
+        self._misses += 1
+        try:
+            value = await produce()
+            flight.value = value
+        except RenderFailed as error:
+            self._failures[key] = str(error)  # the text alone: a traceback would keep its frames alive
+            flight.error = error
+            raise
+        except BaseException as error:
+            # Whatever it is goes on to our caller. The waiters get errors, but not our own cancellation.
+            flight.error = error if isinstance(error, Exception) else None
+            raise
+        finally:
+            del self._flights[key]
+            flight.landed.set()
+        self._keep(key, value)
+        return value
+
+    def _keep(self, key: K, value: V) -> None:
+        if self._size_of(value) <= self._kept.maxsize:
+            self._kept[key] = value
+            self._stored += 1
+
+    def peek(self, key: K) -> V | None:
+        """The value if it is kept now, which counts as a use of it; never produces."""
+        return self._kept.get(key)
+
+    def statistics(self) -> Statistics:
+        """Counters and gauges of this moment."""
+        return Statistics(
+            hits=self._hits,
+            misses=self._misses,
+            joined=self._joined,
+            evictions=self._stored - len(self._kept),
+            bytes=int(self._kept.currsize),
+            items=len(self._kept),
+        )

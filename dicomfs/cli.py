@@ -1,0 +1,467 @@
+"""The command line: the only module that loads configuration, prints, logs to the console and exits."""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dicomfs import __version__, importer, samba, scp, serve, service
+from dicomfs import mount as mounting
+from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
+from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
+from dicomfs.index import Index
+from dicomfs.ingest import INDEX_NAME, Ingest
+from dicomfs.model import Stored
+from dicomfs.renditions import Renditions
+
+# Every exit code. Scripts and units rely on them.
+OK: Final = 0
+FAILED: Final = 1
+"""It could not be done, or a bug."""
+USAGE: Final = 2
+"""The command, an option or the configuration is wrong."""
+SOME_SKIPPED: Final = 3
+"""`import`: some files were not taken in."""
+STORE_FULL: Final = 4
+STORE_TROUBLE: Final = 5
+"""The store is of another version, is none, or cannot be used now."""
+MOUNT_REFUSED: Final = 6
+EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
+    MountRefused: MOUNT_REFUSED,
+    UsageError: USAGE,
+    StoreFull: STORE_FULL,
+    StoreError: STORE_TROUBLE,
+    DicomfsError: FAILED,
+}
+
+MOUNT_HELPER_LIMIT_S: Final = 60.0
+
+log = logging.getLogger("dicomfs.cli")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    _log_to_console(verbose=options.verbose, quiet=options.quiet)
+    try:
+        settings = load(options.config, os.environ)
+        if options.store is not None:
+            settings = replace(settings, store=options.store)
+        run: Callable[[argparse.Namespace, Settings], int] = options.run
+        return run(options, settings)
+    except DicomfsError as error:
+        _complain(str(error))
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # `dicomfs status | head`: nobody reads on, and that is no error.
+        sys.stdout = None  # so that the interpreter does not flush it at exit
+        return OK
+
+
+def _exit_code(error: DicomfsError) -> int:
+    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
+
+
+def _complain(text: str) -> None:
+    print(f"dicomfs: {text}", file=sys.stderr)
+
+
+def _log_to_console(*, verbose: bool, quiet: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        # Under systemd the journal has its own clock.
+        stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
+        handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("dicomfs")
+    root.addHandler(handler)
+    root.setLevel(level)
+    logging.getLogger("pynetdicom").addHandler(handler)
+
+
+# Arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dicomfs",
+        description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
+        epilog=f"The store is --store, else ${STORE_VARIABLE}, else /var/lib/dicomfs. "
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some files skipped (import), 4 no space, "
+        "5 trouble with the store, 6 mount refused.",
+    )
+    parser.add_argument("--version", action="version", version=f"dicomfs {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, metavar="DIR", help="where originals and index are kept")
+    common.add_argument("--config", type=Path, metavar="FILE", help="TOML file with the same options")
+    common.add_argument("-v", "--verbose", action="store_true", help="log every object")
+    common.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace, Settings], int], text: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common], help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    receive = add("scp", _scp, "Receive images (C-STORE) until stopped.")
+    _add_scp(receive)
+
+    mount = add("mount", _mount, "Show the store as folders of pictures, until unmounted or stopped.")
+    mount.formatter_class = argparse.RawDescriptionHelpFormatter
+    mount.epilog = _options_text()
+    mount.add_argument("mountpoint", type=Path, help="an empty folder")
+    _add_mount(mount)
+
+    take_in = add("import", _import, "Take in DICOM files from disk, the same way as received ones.")
+    take_in.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
+    take_in.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    together = add("serve", _serve, "Receive and mount in one command, with a private smbd if asked.")
+    together.formatter_class = argparse.RawDescriptionHelpFormatter
+    together.epilog = _options_text()
+    together.add_argument("--mount", type=Path, metavar="DIR", required=True, help="an empty folder")
+    together.add_argument(
+        "--samba-port",
+        type=int,
+        metavar="N",
+        help="also share the mount on this port of 127.0.0.1, to guests",
+    )
+    _add_scp(together)
+    _add_mount(together)
+
+    status = add("status", _status, "What the store holds, and what cannot be displayed.")
+    status.add_argument("--json", action="store_true", help="print JSON")
+
+    share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
+    share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
+    share.add_argument("--name", default="dicom", help="name of the share")
+    share.add_argument("--valid-users", default="@radiology", help="who may look (smb.conf syntax)")
+    share.add_argument("--macs", action="store_true", help="with the extensions that Macs like")
+    share.add_argument("--share-only", action="store_true", help="leave out the [global] section")
+    return parser
+
+
+def _add_scp(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", help="address to listen on (all)")
+    command.add_argument("--port", type=int, help="port to listen on (11112); 0: any free one")
+    command.add_argument("--aet", help="our AE title (DICOMFS)")
+    command.add_argument("--open", action="store_true", default=None, help="accept every sender; for trials")
+    command.add_argument("--max-associations", type=int, metavar="N", help="senders at once (64)")
+    command.add_argument("--drain-seconds", type=int, metavar="S", help="at a stop, let senders finish (30)")
+
+
+def _add_mount(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-o", action="append", default=[], dest="options", metavar="OPT[,OPT=VALUE]", help="mount options"
+    )
+
+
+def _options_text() -> str:
+    lines = [f"  {name:12} {text}" for name, text in option_help()]
+    return "\n".join(["mount options (-o):", *lines])
+
+
+# Commands
+
+
+def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
+    names = ("host", "port", "aet", "open", "max_associations", "drain_seconds")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if not 0 <= given.get("port", 1) <= 65535:
+        raise UsageError(f"port {given['port']}: must be from 0 to 65535")
+    return replace(settings, scp=replace(settings.scp, **given))
+
+
+def _stop_signal() -> threading.Event:
+    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def remember(number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, remember)
+    signal.signal(signal.SIGINT, remember)
+    return stop
+
+
+def _scp(options: argparse.Namespace, settings: Settings) -> int:
+    chosen = _with_scp(options, settings).scp
+    stop = _stop_signal()
+    with Ingest.open(settings.store) as ingest:
+        limits = scp.Limits(associations=chosen.max_associations)
+        server = scp.StorageSCP.start(chosen.host, chosen.port, chosen.aet, ingest, limits=limits)
+        log.warning("every sender is accepted: keep this port inside the hospital's network")
+        service.notify(service.READY, os.environ)
+        stop.wait()
+        service.notify(service.STOPPING, os.environ)
+        log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
+        server.stop(chosen.drain_seconds)
+    return OK
+
+
+def _mount(options: argparse.Namespace, settings: Settings) -> int:
+    chosen = mount_options(options.options, settings.mount)
+    ready = lambda: service.notify(service.READY, os.environ)  # noqa: E731
+    mounting.run(settings.store, options.mountpoint, chosen, ready)
+    return OK
+
+
+def _import(options: argparse.Namespace, settings: Settings) -> int:
+    files = importer.find(options.paths)
+    counts: Counter[Stored] = Counter()
+    skipped: Counter[str] = Counter()
+
+    def note(result: importer.Result) -> None:
+        if result.outcome is not None:
+            counts[result.outcome.stored] += 1
+        else:
+            skipped[result.reason] += 1
+            log.warning("skipped %s: %s", result.path, result.reason)
+
+    with Ingest.open(settings.store) as ingest, _progress(len(files), quiet=options.quiet) as advance:
+
+        def done(result: importer.Result) -> None:
+            note(result)
+            advance()
+
+        try:
+            importer.take_in(ingest, files, done)
+        finally:
+            _summary(counts, skipped, len(files), as_json=options.json)
+    return SOME_SKIPPED if skipped else OK
+
+
+@contextlib.contextmanager
+def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("importing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
+        task = progress.add_task("importing", total=total)
+        yield lambda: progress.advance(task)
+
+
+def _summary(counts: Counter[Stored], skipped: Counter[str], total: int, *, as_json: bool) -> None:
+    if as_json:
+        known = {stored.name.lower(): counts[stored] for stored in Stored}
+        print(json.dumps({"files": total, **known, "skipped": sum(skipped.values()), "reasons": skipped}))
+        return
+    for stored in Stored:
+        if counts[stored] or stored is Stored.NEW:
+            print(f"{counts[stored]:8} {stored.value}")
+    print(f"{sum(skipped.values()):8} skipped")
+    for reason, number in skipped.most_common():
+        print(f"{'':8}   {number} × {reason}")
+    missing = total - sum(counts.values()) - sum(skipped.values())
+    if missing:
+        print(f"{missing:8} not tried")
+
+
+def _serve(options: argparse.Namespace, settings: Settings) -> int:
+    settings = _with_scp(options, settings)
+    # Checked here so that a wrong option is an error of this command and not of a part of it.
+    chosen = mount_options(options.options, settings.mount)
+    mounting.check_machine(chosen)
+    mounting.check_mount_point(options.mount.absolute())
+    program = [sys.executable, "-m", "dicomfs.cli"]
+    common = ["--store", str(settings.store)]
+    for name in ("config", "verbose", "quiet"):
+        value = getattr(options, name)
+        if value:
+            common += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    receive, host, port = settings.scp, settings.scp.host, settings.scp.port or _free_port()
+    common_scp = ["--open"] if receive.open else []
+    address = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104
+    parts = [
+        serve.Part(
+            "the receiver (scp)",
+            [
+                *(*program, "scp", *common, *common_scp),
+                *("--host", host, "--port", str(port), "--aet", receive.aet),
+                *("--max-associations", str(receive.max_associations)),
+                *("--drain-seconds", str(receive.drain_seconds)),
+            ],
+            lambda: _connects(address, port),
+        ),
+        serve.Part(
+            "the mount",
+            [
+                *program,
+                "mount",
+                *common,
+                str(options.mount),
+                *(x for o in options.options for x in ("-o", o)),
+            ],
+            lambda: _is_mounted(options.mount),
+        ),
+    ]
+    with contextlib.ExitStack() as scratch:
+        if options.samba_port is not None:
+            folder = Path(scratch.enter_context(_scratch_folder()))
+            smbd = samba.prepare(folder, options.mount.absolute(), options.samba_port)
+            parts.append(
+                serve.Part("smbd", smbd.argv, lambda: _connects("127.0.0.1", smbd.port), environment=smbd.env)
+            )
+
+        def ready() -> None:
+            log.info("receiving as %s on %s port %d", receive.aet, host, port)
+            log.info("pictures in %s", options.mount)
+            if options.samba_port is not None:
+                log.info("shared as //127.0.0.1:%d/%s", options.samba_port, smbd.share_name)
+            service.notify(service.READY, os.environ)
+
+        serve.run(parts, ready)
+    return OK
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[str]:
+    import tempfile  # noqa: PLC0415  only with a private smbd
+
+    with tempfile.TemporaryDirectory(prefix="dicomfs-smbd-") as folder:
+        yield folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _connects(host: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        return True
+    return False
+
+
+def _is_mounted(mountpoint: Path) -> bool:
+    point = mountpoint.resolve()
+    return any(m.point == point and m.type == f"fuse.{mounting.TYPE_NAME}" for m in mounting.mounts())
+
+
+def _status(options: argparse.Namespace, settings: Settings) -> int:
+    index = Index(settings.store / INDEX_NAME)
+    renditions = Renditions(settings.store / mounting.RENDITIONS_NAME, index.store_id)
+    try:
+        counts = asdict(index.counts())
+        failures = renditions.failures(1000)
+    finally:
+        renditions.close()
+        index.close()
+    disk = shutil.disk_usage(settings.store)
+    refused = sorted((settings.store / "quarantine").glob("*.txt"))
+    facts = {
+        "store": str(settings.store),
+        **counts,
+        "free_bytes": disk.free,
+        "refused": len(refused),
+        "not_displayable": [{"original": o, "frame": f + 1, "reason": why} for o, f, why in failures],
+    }
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return OK
+    print(f"store {settings.store}")
+    for name, number in counts.items():
+        print(f"{number:10} {name}")
+    print(f"{disk.free / 1e9:10.1f} GB free")
+    print(f"{len(refused):10} refused data sets kept aside in {settings.store / 'quarantine'}")
+    print(f"{len(failures):10} frames that cannot be displayed")
+    for original, frame, why in failures[:20]:
+        print(f"{'':12} original {original} frame {frame + 1}: {why}")
+    return OK
+
+
+def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:
+    module = samba.glusterfs_fuse_available()
+    path, name, users = options.mountpoint.absolute(), options.name, options.valid_users
+    if options.share_only:
+        text = samba.share_definition(
+            name, path, has_glusterfs_fuse=module, valid_users=users, for_macs=options.macs
+        )
+    else:
+        text = samba.configuration(
+            name,
+            path,
+            has_glusterfs_fuse=module,
+            valid_users=users,
+            version=samba.samba_version(),
+            for_macs=options.macs,
+        )
+    print(text, end="")
+    if not module:
+        _complain(
+            "the Samba module glusterfs_fuse is not here: names that do not exist will be slow "
+            "(Debian: apt install samba-vfs-modules)"
+        )
+    return OK
+
+
+# mount -t dicomfs
+
+
+def mount_helper(arguments: Sequence[str] | None = None) -> int:
+    """`mount.dicomfs STORE MOUNTPOINT [-sfnv] [-o OPTIONS]`: returns when the mount answers."""
+    parser = argparse.ArgumentParser(prog="mount.dicomfs", description="Helper of mount(8) for dicomfs.")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("mountpoint", type=Path)
+    parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPTIONS")
+    for flag in "sfnv":
+        parser.add_argument(f"-{flag}", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        mounting.check_machine(mount_options(options.options))
+        mounting.check_mount_point(options.mountpoint.absolute())
+    except DicomfsError as error:
+        _complain(str(error))
+        return _exit_code(error)
+    if options.f:
+        return OK
+    argv = [sys.executable, "-m", "dicomfs.cli", "mount", "--store", str(options.store)]
+    argv += [str(options.mountpoint), *(x for o in options.options for x in ("-o", o))]
+    # The mount outlives mount(8): a session of its own, and no terminal.
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + MOUNT_HELPER_LIMIT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if _is_mounted(options.mountpoint):
+            return OK
+        time.sleep(0.05)
+    if process.poll() is None:
+        process.terminate()
+        _complain(f"the mount did not answer within {MOUNT_HELPER_LIMIT_S:.0f} s")
+        return FAILED
+    return process.returncode or FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""Options and the configuration file -> frozen values. An unknown key is an error that names the valid ones.
+
+The same names serve `-o name=value`, `/etc/fstab` and the TOML file. Reads nothing but the file it is
+given; only `cli.py` calls it.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from dicomfs.errors import UsageError
+
+DEFAULT_STORE: Final = Path("/var/lib/dicomfs")
+STORE_VARIABLE: Final = "DICOMFS_STORE"
+
+FORMATS: Final = ("jpg", "png", "dcm")
+"""What `formats=` may list."""
+MOST_FRAMES: Final = 16_000
+"""Upper bound of `frames=`: a frame number has 14 bits of the inode."""
+
+_IGNORED: Final = frozenset(
+    # What mount(8), fstab and systemd add, and what is always true of this file system.
+    [
+        *("ro", "rw", "defaults", "auto", "noauto", "user", "nouser", "users", "nosuid", "suid", "nodev"),
+        *("dev", "noexec", "exec", "noatime", "atime", "relatime", "norelatime", "nodiratime", "diratime"),
+        *("async", "_netdev", "nofail"),
+    ]
+)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", text.strip().lower())
+    if not match:
+        raise ValueError("a size such as 64M or 2G")
+    return int(match[1]) << 10 * " kmgt".index(match[2] or " ")
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text) if re.fullmatch(r"\d{1,12}", text.strip()) else -1
+        if not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(text.lower().split("+")))
+    if not wanted or any(name not in FORMATS for name in wanted):
+        raise ValueError(f"one or several of {', '.join(FORMATS)}, joined by +, such as jpg+dcm")
+    return wanted
+
+
+def _mask(text: str) -> int:
+    if not re.fullmatch(r"0?[0-7]{1,3}", text.strip()):
+        raise ValueError("an octal mask such as 027")
+    return int(text, 8)
+
+
+def _flag(text: str) -> bool:
+    words = {"": True, "on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
+    if text.lower() not in words:
+        raise ValueError("on or off")
+    return words[text.lower()]
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """Options of `dicomfs mount -o`; the defaults are what a clinic would choose."""
+
+    formats: tuple[str, ...] = field(
+        default=("jpg",),
+        metadata={"parse": _formats, "help": "jpg, png, dcm; several joined by +: a folder each"},
+    )
+    frames: int = field(
+        default=1000,
+        metadata={"parse": _whole(1, MOST_FRAMES), "help": "most frames of one image that become files"},
+    )
+    quality: int = field(default=90, metadata={"parse": _whole(1, 100), "help": "JPEG quality, 1 to 100"})
+    cache: int = field(
+        default=256 * 1024**2, metadata={"parse": _size, "help": "memory for rendered pictures, such as 256M"}
+    )
+    workers: int = field(
+        default=0, metadata={"parse": _whole(0, 64), "help": "render processes; 0: one per processor"}
+    )
+    memory: int = field(
+        default=2 * 1024**3,
+        metadata={"parse": _size, "help": "most memory of one render process, such as 2G"},
+    )
+    time_limit: int = field(
+        default=60, metadata={"parse": _whole(1, 3600), "help": "most seconds for one picture"}
+    )
+    warm: bool = field(
+        default=True, metadata={"parse": _flag, "help": "on: render new images soon after arrival; off"}
+    )
+    uid: int = field(
+        default_factory=os.getuid, metadata={"parse": _whole(0, 2**32 - 2), "help": "owner of all files"}
+    )
+    gid: int = field(
+        default_factory=os.getgid, metadata={"parse": _whole(0, 2**32 - 2), "help": "group of all files"}
+    )
+    umask: int = field(
+        default=0o027, metadata={"parse": _mask, "help": "permissions taken away, such as 022"}
+    )
+    allow_other: bool = field(
+        default=False, metadata={"parse": _flag, "help": "let other local users in, as far as umask allows"}
+    )
+
+
+def option_help() -> list[tuple[str, str]]:
+    """Every mount option with its explanation, for `--help`."""
+    return [(item.name, str(item.metadata["help"])) for item in fields(MountOptions)]
+
+
+def mount_options(texts: Iterable[str], base: MountOptions | None = None) -> MountOptions:
+    """Parse the values of `-o` in order; later ones win. Raises UsageError naming option and remedy."""
+    options = base or MountOptions()
+    for text in texts:
+        for part in filter(None, (piece.strip() for piece in text.split(","))):
+            name, _, value = part.partition("=")
+            if name in _IGNORED or name.startswith(("x-", "comment")):
+                continue
+            options = _with_option(options, name, value if "=" in part else None)
+    return options
+
+
+def _with_option(options: MountOptions, name: str, value: str | None) -> MountOptions:
+    known = {item.name: item for item in fields(MountOptions)}
+    if name not in known:
+        raise UsageError(f"unknown mount option '{name}'; valid ones are: {', '.join(known)}")
+    parse = known[name].metadata["parse"]
+    if value is None and parse is not _flag:
+        raise UsageError(f"mount option '{name}' needs a value: {name}=… ({known[name].metadata['help']})")
+    try:
+        return replace(options, **{name: parse(value or "")})
+    except ValueError as error:
+        raise UsageError(f"mount option '{name}' does not take '{value}': it needs {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ScpOptions:
+    """Options of `dicomfs scp`."""
+
+    host: str = "0.0.0.0"  # noqa: S104  scanners are other machines
+    port: int = 11112
+    aet: str = "DICOMFS"
+    open: bool = False
+    max_associations: int = 64
+    drain_seconds: int = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The configuration file: where the store is, how to receive, how to mount."""
+
+    store: Path = DEFAULT_STORE
+    scp: ScpOptions = field(default_factory=ScpOptions)
+    mount: MountOptions = field(default_factory=MountOptions)
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read the configuration file, if one is named, and the environment.
+
+    Raises UsageError for a file that cannot be read, an unknown key (naming the valid ones) or a wrong value.
+    """
+    settings = Settings()
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path} is not a TOML file: {error}") from error
+        settings = _from_tables(tables, path)
+    if store := environment.get(STORE_VARIABLE):
+        settings = replace(settings, store=Path(store))
+    return settings
+
+
+def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
+    _only_known(tables, ("store", "scp", "mount"), f"{path}")
+    scp = tables.get("scp", {})
+    defaults = ScpOptions()
+    _only_known(scp, [item.name for item in fields(ScpOptions)], f"{path} [scp]")
+    for name, value in scp.items():
+        wanted = type(getattr(defaults, name))
+        if type(value) is not wanted:
+            raise UsageError(f"{path} [scp]: '{name}' needs a {wanted.__name__}, not {value!r}")
+    options = MountOptions()
+    for name, value in tables.get("mount", {}).items():
+        if isinstance(value, list):
+            text = "+".join(str(item) for item in value)
+        elif isinstance(value, bool):
+            text = "on" if value else "off"
+        else:
+            text = str(value)
+        options = _with_option(options, name, text)
+    store = tables.get("store", str(DEFAULT_STORE))
+    if not isinstance(store, str):
+        raise UsageError(f"{path}: 'store' needs a path in quotes")
+    return Settings(Path(store), replace(defaults, **scp), options)
+
+
+def _only_known(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    known = list(known)
+    for name in table:
+        if name not in known:
+            raise UsageError(f"{where}: unknown key '{name}'; valid ones are: {', '.join(known)}")

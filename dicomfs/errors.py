@@ -1,0 +1,66 @@
+"""Every error that dicomfs raises on purpose.
+
+    DicomfsError
+    ├── UsageError                the user's command, option or configuration is wrong
+    │   └── MountRefused          this mount point, machine or permission does not allow the mount
+    ├── StoreError                the store as a whole
+    │   ├── StoreMismatch         made by another version, or not a store
+    │   ├── StoreFull             no space, no inodes or quota exceeded: nothing was stored
+    │   └── StoreUnavailable      index locked, archive read-only, I/O error: may work later
+    ├── BadInstance               one SOP instance cannot be taken in
+    │   ├── UnreadableDataSet     not a DICOM data set, or cut short
+    │   └── IdentityMismatch      the command's UIDs are not the data set's
+    ├── NotDisplayable            permanent: no decoder, damaged pixels, no such frame
+    └── RenderFailed              passing: time-out, memory, I/O; asking again may help
+
+An error's text names the thing (by UID, never by patient) and the remedy. Each door (DIMSE status,
+errno, exit code) has one table that translates these classes; whatever is not in it is a bug.
+"""
+
+
+class DicomfsError(Exception):
+    """Base of all errors raised on purpose; its text is fit to be shown to a user."""
+
+
+class UsageError(DicomfsError):
+    """A command, option or configuration value is wrong; the text says which are right."""
+
+
+class MountRefused(UsageError):
+    """The mount cannot be made here; the text says what to do about it."""
+
+
+class StoreError(DicomfsError):
+    """Something is wrong with the store as a whole."""
+
+
+class StoreMismatch(StoreError):
+    """The store was made by another version, or is no store at all."""
+
+
+class StoreFull(StoreError):
+    """No space left: nothing was stored and nothing was acknowledged."""
+
+
+class StoreUnavailable(StoreError):
+    """The store cannot be written or read now; trying later may work."""
+
+
+class BadInstance(DicomfsError):
+    """One SOP instance cannot be taken in."""
+
+
+class UnreadableDataSet(BadInstance):
+    """The bytes are not a DICOM data set, are cut short, or lack a SOP Instance UID."""
+
+
+class IdentityMismatch(BadInstance):
+    """SOP Class or Instance UID of the command differ from those of the data set."""
+
+
+class NotDisplayable(DicomfsError):
+    """This frame can never be shown by this version: the text says why, for the eyes of a user."""
+
+
+class RenderFailed(DicomfsError):
+    """This frame could not be rendered now; nothing is recorded and the next request tries again."""

@@ -1,0 +1,322 @@
+"""The door to the kernel: FUSE requests -> tree and presenter, exceptions -> errno.
+
+Lookup and readdir answer at once, because the kernel holds the folder while they run; only getattr and
+open may wait for a render. Sizes that are not known yet are answered as 0 with no time to live, so that
+the kernel asks getattr when somebody wants to know (this needs `default_permissions`). A handle holds the
+bytes it was opened on. Everything that would write is EROFS. Used by `mount.py`.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
+from dicomfs.present import Presenter
+from dicomfs.tree import STORED, Entry, Inode, Listed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LONG_S: Final = 3600.0
+"""For what cannot change unless we say so."""
+FOLDER_S: Final = 1.0
+"""For the times of folders: arrivals change them."""
+_PAGE: Final = 500
+_REAL_NAME: Final = b"glusterfs.get_real_filename:"
+"""Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
+_WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+
+# Whatever is not in this table is a bug: logged with its traceback, answered EIO.
+ERRNO: Final[dict[type[Exception], int]] = {
+    RenderFailed: errno.EIO,
+    StoreUnavailable: errno.EIO,
+    StoreError: errno.EIO,
+    FileNotFoundError: errno.EIO,  # an original that the index promises is not in the archive
+    PermissionError: errno.EACCES,
+    OSError: errno.EIO,
+}
+
+log = logging.getLogger(__name__)
+
+
+def answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Let a handler raise our own errors: each becomes the errno of the table."""
+
+    @functools.wraps(handler)
+    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(*args, **kwargs)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:  # an exception that got out of here would end the mount
+            for kind, number in ERRNO.items():
+                if isinstance(error, kind):
+                    log.warning("%s: %s", handler.__name__, error)
+                    raise pyfuse3.FUSEError(number) from error
+            log.exception("a bug in %s", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return wrapped
+
+
+@dataclass(slots=True)
+class _Listing:
+    """An open folder: what was fetched and not yet handed out."""
+
+    inode: Inode
+    next_cookie: int = 0
+    waiting: Iterator[Listed] = field(default_factory=lambda: iter(()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Handle:
+    """An open file: bytes that were rendered, or a descriptor of the stored ones."""
+
+    data: memoryview | None
+    fd: int = -1
+
+
+class Door(pyfuse3.Operations):
+    """FUSE handlers of one mount."""
+
+    enable_writeback_cache = False
+
+    def __init__(self, presenter: Presenter, *, uid: int, gid: int, umask: int) -> None:
+        super().__init__()
+        self._presenter = presenter
+        self._tree = presenter.tree
+        self._uid = uid
+        self._gid = gid
+        self._folder_mode = stat.S_IFDIR | (0o755 & ~umask)
+        self._file_mode = stat.S_IFREG | (0o444 & ~umask)
+        self._handles: dict[int, _Handle | _Listing] = {}
+        self._last_handle = 0
+
+    # Attributes
+
+    def _attributes(self, entry: Entry) -> pyfuse3.EntryAttributes:
+        attr = pyfuse3.EntryAttributes()
+        attr.st_ino = entry.inode.number
+        attr.generation = 0
+        attr.st_mode = self._folder_mode if entry.is_folder else self._file_mode
+        attr.st_nlink = 2 if entry.is_folder else 1
+        attr.st_uid, attr.st_gid = self._uid, self._gid
+        attr.st_size = entry.size or 0
+        attr.st_blksize = 131_072
+        attr.st_blocks = (attr.st_size + 511) // 512
+        attr.st_atime_ns = attr.st_mtime_ns = attr.st_ctime_ns = int(entry.modified * 1_000_000_000)
+        attr.entry_timeout = LONG_S
+        if entry.is_folder:
+            attr.attr_timeout = FOLDER_S
+        else:
+            attr.attr_timeout = 0 if entry.size is None else LONG_S
+        return attr
+
+    def _inode(self, number: int) -> Inode:
+        inode = Inode.of(number)
+        if inode is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        return inode
+
+    @answered
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """The entry of that exact name; ENOENT, never remembered by the kernel, if there is none (yet)."""
+        parent = self._inode(parent_inode)
+        if name == b".":
+            return await self.getattr(parent_inode, ctx)
+        if name == b"..":
+            above = self._tree.parent(parent) or self._tree.root
+            return await self.getattr(above.number, ctx)
+        try:
+            entry = self._tree.lookup(parent, name.decode("utf-8"))
+        except UnicodeDecodeError:
+            entry = None
+        if entry is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return self._attributes(entry)
+
+    @answered
+    async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """What `stat` says, with the exact size: renders if that is not known yet."""
+        parts = self._inode(inode)
+        entry = self._tree.entry(parts)
+        if entry is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        if entry.size is None:
+            size = await self._presenter.size(parts)
+            entry = Entry(entry.name, parts, is_folder=False, size=size, modified=entry.modified)
+        return self._attributes(entry)
+
+    # Folders
+
+    def _register(self, handle: _Handle | _Listing) -> pyfuse3.FileHandleT:
+        self._last_handle += 1
+        self._handles[self._last_handle] = handle
+        return self._last_handle
+
+    @answered
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        """Begin a listing."""
+        return self._register(_Listing(self._inode(inode)))
+
+    @answered
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Hand out entries after cookie `start_id`, a page at a time from the index."""
+        listing = self._handles[fh]
+        assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
+        if start_id != listing.next_cookie:
+            listing.waiting = iter(())
+            listing.next_cookie = start_id
+        while True:
+            page = list(listing.waiting) or list(
+                self._tree.listing(listing.inode, listing.next_cookie, _PAGE)
+            )
+            if not page:
+                return
+            for place, item in enumerate(page):
+                name = os.fsencode(item.entry.name)
+                if not pyfuse3.readdir_reply(token, name, self._attributes(item.entry), item.cookie):
+                    listing.waiting = iter(page[place:])
+                    return
+                listing.next_cookie = item.cookie
+            listing.waiting = iter(())
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """End a listing."""
+        del self._handles[fh]
+
+    # Files
+
+    @answered
+    async def open(
+        self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.FileInfo:
+        """Render if need be; the handle keeps these bytes until it is closed."""
+        if flags & _WRITING:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        parts = self._inode(inode)
+        if parts.format == STORED:
+            path = self._tree.stored_file(parts)
+            if path is None:
+                raise pyfuse3.FUSEError(errno.ESTALE)
+            handle = _Handle(None, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            data = await self._contents(parts)
+            if data is None:
+                raise pyfuse3.FUSEError(errno.ESTALE)
+            handle = _Handle(memoryview(data))
+        return pyfuse3.FileInfo(fh=self._register(handle), keep_cache=True)
+
+    async def _contents(self, inode: Inode) -> bytes | None:
+        try:
+            return await self._presenter.contents(inode)
+        except RenderFailed:
+            # Its size may have been announced anew: the kernel must not go on believing the old one.
+            pyfuse3.invalidate_inode(inode.number)
+            raise
+
+    @answered
+    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
+        """Bytes of an open file. Never waits for a render."""
+        handle = self._handles[fh]
+        assert isinstance(handle, _Handle)  # noqa: S101  as in readdir
+        if handle.data is not None:
+            return handle.data[off : off + size].tobytes()
+        buffer = bytearray(size)
+        try:
+            count = os.preadv(handle.fd, [buffer], off, os.RWF_NOWAIT)
+        except OSError:
+            # Not in memory (or the file system cannot tell): the disk may take its time, in a thread.
+            count = await trio.to_thread.run_sync(os.preadv, handle.fd, [buffer], off)
+        if 0 < count < size:
+            count += await trio.to_thread.run_sync(
+                os.preadv, handle.fd, [memoryview(buffer)[count:]], off + count
+            )
+        return bytes(memoryview(buffer)[:count])
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Close an open file."""
+        handle = self._handles.pop(fh)
+        if isinstance(handle, _Handle) and handle.fd >= 0:
+            os.close(handle.fd)
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Nothing to flush: `close` succeeds."""
+
+    async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Nothing to write: succeeds."""
+
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """Nothing to write: succeeds."""
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        """Nothing to forget: inodes are arithmetic."""
+
+    # The file system as a whole
+
+    @answered
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Size of the disk that holds the originals; nothing of it is free to write here."""
+        disk = self._tree.disk()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = disk.f_frsize
+        data.f_blocks, data.f_bfree, data.f_bavail = disk.f_blocks, disk.f_bfree, 0
+        data.f_files, data.f_ffree, data.f_favail = disk.f_files, disk.f_ffree, 0
+        data.f_namemax = 255
+        return data
+
+    @answered
+    async def getxattr(
+        self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
+    ) -> bytes:
+        """Answers smbd's question for the stored spelling of a name; there are no other attributes."""
+        if not name.startswith(_REAL_NAME):
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        try:
+            wanted = name[len(_REAL_NAME) :].decode("utf-8")
+        except UnicodeDecodeError:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR) from None
+        real = self._tree.real_name(self._inode(inode), wanted)
+        if real is None:
+            raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
+        return os.fsencode(real)
+
+    async def listxattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
+    ) -> Sequence[pyfuse3.XAttrNameT]:
+        """None."""
+        return ()
+
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileNameT:
+        """There are no symbolic links."""
+        raise pyfuse3.FUSEError(errno.EINVAL)
+
+    # Everything that would change something
+
+    async def _refuse(self, *_: Any) -> Any:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    create = mkdir = mknod = symlink = link = _refuse  # type: ignore[assignment]
+    unlink = rmdir = rename = _refuse  # type: ignore[assignment]
+    setattr = setxattr = removexattr = write = _refuse  # type: ignore[assignment]
+
+    # Told by the presenter
+
+    def changed(self, names: Sequence[tuple[Inode, str]]) -> None:
+        """Make the kernel forget these (folder, name) pairs: each stands for another inode now."""
+        for folder, name in names:
+            pyfuse3.invalidate_entry_async(
+                folder.number,
+                os.fsencode(name),
+                ignore_enoent=True,
+            )

@@ -1,0 +1,621 @@
+"""One encoded data set -> `Header`: the only reader of untrusted tags.
+
+Walks the elements from header to header, keeps the few short values that the index wants, steps over
+everything else by seeking and stops at the pixel data: no pixel value, sequence or private block is read
+into memory, nothing recurses, and every length is checked against the bytes there are. (pydicom's reader
+builds undefined-length sequences in memory, recursively, and warns through a global; its dictionary and
+character set tables are used here.) Never writes, logs, or puts a value of the data set into an error;
+whatever hostile bytes provoke leaves this module as `UnreadableDataSet`. Called by `ingest.py`
+(`read_header`) and by the import (`read_file_meta`).
+"""
+
+import functools
+import hashlib
+import io
+import json
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from types import MappingProxyType
+from typing import BinaryIO, Final, ParamSpec, TypeVar
+
+from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
+from pydicom.datadict import tag_for_keyword
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPIPHTJ2KReferencedDeflate,
+    MediaStorageDirectoryStorage,
+)
+
+from dicomfs.errors import UnreadableDataSet
+from dicomfs.model import Header
+from dicomfs.naming import short_hash
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+_KEYWORDS: Final = (
+    *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate"),
+    *("AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime"),
+    *("ContentTime", "Modality", "TimezoneOffsetFromUTC", "SeriesDescription", "ComplexImageComponent"),
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "SequenceName", "EchoNumbers"),
+    *("ProtocolName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel"),
+    *("PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
+)
+_GE_CREATOR, _GE_RAW_DATA_TYPE = 0x00430010, 0x0043102F
+_WANTED: Final = MappingProxyType(
+    {tag_for_keyword(keyword): keyword for keyword in _KEYWORDS}
+    | {_GE_CREATOR: "GECreator", _GE_RAW_DATA_TYPE: "GERawDataType"}
+)
+_WANTED_META: Final = MappingProxyType(
+    {
+        0x00020002: "MediaStorageSOPClassUID",
+        0x00020003: "MediaStorageSOPInstanceUID",
+        0x00020010: "TransferSyntaxUID",
+        0x00020016: "SourceApplicationEntityTitle",
+    }
+)
+_VALUE_BYTES: Final = 65_536
+"""A wanted value longer than this counts as missing: none of them may have more than a few hundred bytes."""
+_NESTING: Final = 256
+"""Levels of sequences and items that are followed; real objects have fewer than 20."""
+_INFLATED_HEADER_BYTES: Final = 16 << 20
+"""A deflated data set is kept inflated up to here; its header has to lie within."""
+_INFLATED_BYTES: Final = 256 << 20
+"""A deflated data set is inflated up to here to see whether it is whole; what is longer goes unchecked."""
+
+_UNDEFINED: Final = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXEL_DATA: Final = 0x7FE00010
+_PIXEL_TAGS: Final = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
+_LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+"""VRs with a length of 32 bits after two reserved bytes (PS3.5 7.1.2)."""
+_SHORT_VR: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+
+_NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
+_JPIP_REFERENCED_DEFLATE: Final = "1.2.840.10008.1.2.4.95"
+_DEFLATED: Final = frozenset(
+    {DeflatedExplicitVRLittleEndian, _JPIP_REFERENCED_DEFLATE, JPIPHTJ2KReferencedDeflate}
+)
+_ALONE: Final = frozenset(["CT", "CR", "DX", "MG", "IO", "RTIMAGE", "US", "XC", "ES", "OP", "SM", "SC", "OT"])
+"""Modalities whose single images each decide on their own grey scale."""
+
+_HOSTILE: Final = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, RecursionError),
+    *(NotImplementedError, struct.error, zlib.error),
+)
+
+
+def _untrusted(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The one place where what hostile bytes provoke becomes `UnreadableDataSet`.
+
+    The cause is not chained: its text may quote the data set.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except _HOSTILE as error:
+            raise UnreadableDataSet(f"damaged data set ({type(error).__name__})") from None
+
+    return guarded
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeta:
+    """What the head of a file says of the data set that follows (PS3.10 7.1)."""
+
+    transfer_syntax: str
+    """As announced, else guessed from the first element."""
+    sop_class_uid: str | None
+    sop_instance_uid: str | None
+    source_ae: str
+    data_set_offset: int
+    """First byte of the data set, counted from the start of the file."""
+
+
+@_untrusted
+def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
+    """Read the header of the data set that begins where `data_set` stands and has `size` bytes.
+
+    Raises UnreadableDataSet when it is no data set in that transfer syntax, is cut short, or has no
+    plausible SOP Class or Instance UID. A value of the wrong form never raises: it counts as missing. A
+    missing Study or Series UID becomes `2.25.` + the first 16 bytes of a SHA-256 as a decimal number: the
+    study's over issuer, patient id, name, birth date, study date; the series' over study UID, modality,
+    series number and description. So images that agree in these stay together, however often sent.
+    """
+    syntax = transfer_syntax.strip("\0 ")
+    if syntax in _DEFLATED:
+        inflated, total = _inflate(data_set, size)
+        walk = _Walk(inflated, total, explicit=True)
+    else:
+        explicit, little = syntax != ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
+        walk = _Walk(data_set, size, explicit=explicit, little=little)
+        if not syntax.startswith("1.2.840.10008."):  # nobody says what a private syntax does: see
+            walk.explicit = _is_vr(walk.peek(6)[4:])
+    walk.check_start()
+    raw, tag, offset, length = _scan(walk)
+    values = _Values(raw, _encoding(raw.get("SpecificCharacterSet", b"")), walk.order)
+    native = tag == _PIXEL_DATA and length != _UNDEFINED and syntax in _NATIVE
+    return _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
+
+
+@_untrusted
+def read_file_meta(file: BinaryIO) -> FileMeta:
+    """Find the data set of a file: after preamble and meta, after meta alone, or at once.
+
+    Without Transfer Syntax UID the encoding is guessed from the first element. Raises UnreadableDataSet
+    when the file does not look like DICOM, or is a DICOMDIR, which lists images and is none.
+    """
+    start = file.tell()
+    size = file.seek(0, io.SEEK_END) - start
+    file.seek(start)
+    head = file.read(132)
+    preamble = 132 if head[128:132] == b"DICM" else 4 if head[:4] == b"DICM" else 0
+    file.seek(start + preamble)
+    walk = _Walk(file, size - preamble, explicit=True)
+    bare_meta = head[:2] == b"\x02\0" and head[4:6] in {b"UL", b"OB", b"UI"}
+    meta = _read_meta(walk) if preamble or bare_meta else {}
+    values = _Values(meta, "", "<")
+    syntax = values.uid("TransferSyntaxUID")
+    file.seek(start + preamble + walk.at)
+    first = file.read(8)
+    is_directory = values.text("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
+    if is_directory or (not meta and first[:2] == b"\x04\0" and _guess(first)):
+        raise UnreadableDataSet("a DICOMDIR, not an image object")
+    if not syntax and not (syntax := _guess(first)):
+        raise UnreadableDataSet("not a DICOM file")
+    return FileMeta(
+        transfer_syntax=syntax,
+        sop_class_uid=values.uid("MediaStorageSOPClassUID") or None,
+        sop_instance_uid=values.uid("MediaStorageSOPInstanceUID") or None,
+        source_ae=values.text("SourceApplicationEntityTitle"),
+        data_set_offset=start + preamble + walk.at,
+    )
+
+
+# --- encoded elements (PS3.5 7) -------------------------------------------------------------------------
+
+
+class _Walk:
+    """A cursor over the elements of `size` bytes, which never steps past their end."""
+
+    __slots__ = ("_base", "_data", "_head", "_length", "at", "explicit", "order", "size")
+
+    def __init__(self, data: BinaryIO, size: int, *, explicit: bool, little: bool = True) -> None:
+        self._data = data
+        self._base = data.tell()
+        self.at = 0
+        self.size = size
+        self.explicit = explicit
+        self.order = "<" if little else ">"
+        self._head = struct.Struct(self.order + "HH2sH")
+        self._length = struct.Struct(self.order + "L")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        raw = self._data.read(count) if self.at + count <= self.size else b""
+        if len(raw) != count:
+            raise UnreadableDataSet(f"cut short: {count} bytes announced, {self.size - self.at} are there")
+        self.at += count
+        return raw
+
+    def skip(self, count: int) -> None:
+        """Step over bytes without reading them."""
+        if self.at + count > self.size:
+            raise UnreadableDataSet(f"cut short: {count} bytes announced, {self.size - self.at} are there")
+        self.at += count
+        self._data.seek(self._base + self.at)
+
+    def peek(self, count: int) -> bytes:
+        """The next bytes, or as many as there are, without stepping."""
+        raw = self._data.read(min(count, self.size - self.at))
+        self._data.seek(self._base + self.at)
+        return raw
+
+    def head(self, *, explicit: bool | None = None) -> tuple[int, bytes, int] | None:
+        """Tag, VR (empty: implicit) and length of the next element; None at the end or before zero padding.
+
+        In explicit VR an element whose VR is no VR is read as an implicit one if its length then fits
+        (writers slip into implicit VR inside sequences), else as one of a short VR.
+        """
+        if self.size - self.at < 8:
+            if self.take(self.size - self.at).strip(b"\0"):
+                raise UnreadableDataSet("cut short inside an element")
+            return None
+        raw = self.take(8)
+        group, number, vr, short = self._head.unpack(raw)
+        tag = group << 16 | number
+        implicit: int = self._length.unpack_from(raw, 4)[0]
+        if group == 0xFFFE or not (self.explicit if explicit is None else explicit):
+            return tag, b"", implicit
+        if vr in _LONG_VR or (short == 0 and vr not in _SHORT_VR and _is_vr(vr)):
+            return tag, vr, self._length.unpack(self.take(4))[0]
+        if vr not in _SHORT_VR and not _is_vr(vr) and implicit <= self.size - self.at:
+            return tag, b"", implicit
+        return tag, vr, short
+
+    def check_start(self) -> None:
+        """Raise UnreadableDataSet unless the first element has the form that the encoding demands."""
+        first = self.peek(8)
+        if not first:
+            raise UnreadableDataSet("an empty data set")
+        group = int.from_bytes(first[:2], "little" if self.order == "<" else "big")
+        if len(first) < 8 or group > 0x0008 or _is_vr(first[4:6]) != self.explicit:
+            # (SOP Class and Instance UID are in group 0008: a data set without them is refused anyway)
+            raise UnreadableDataSet("not a DICOM data set in the announced transfer syntax")
+
+    def skip_sequence(self, *, explicit: bool) -> None:
+        """Step over what follows the head of a sequence of undefined length, however nested."""
+        inside_item = [False]  # per level: between the elements of an item, or between items
+        modes = [explicit]
+        while inside_item:
+            if (head := self.head(explicit=modes[-1])) is None:
+                raise UnreadableDataSet("cut short inside a sequence")
+            tag, vr, length = head
+            if tag == (_ITEM_END if inside_item[-1] else _SEQUENCE_END):
+                inside_item.pop()
+                modes.pop()
+            elif inside_item[-1] == (tag >> 16 == 0xFFFE):
+                raise UnreadableDataSet("a sequence with items out of place")
+            elif length != _UNDEFINED:
+                self.skip(length)
+            else:
+                inside_item.append(not inside_item[-1])
+                # undefined-length UN holds implicit VR little endian (PS3.5 6.2.2)
+                modes.append(modes[-1] and vr != b"UN")
+            if len(inside_item) > _NESTING:
+                raise UnreadableDataSet(f"sequences nested more than {_NESTING} deep")
+
+    def skip_fragments(self) -> None:
+        """Step over encapsulated pixel data (PS3.5 A.4); its delimiter may be missing at the very end."""
+        while (head := self.head(explicit=False)) is not None:
+            tag, _, length = head
+            if tag == _SEQUENCE_END:
+                return
+            if tag != _ITEM or length == _UNDEFINED:
+                raise UnreadableDataSet("encapsulated Pixel Data with something else than fragments")
+            self.skip(length)
+
+
+def _scan(walk: _Walk) -> tuple[dict[str, bytes], int | None, int, int]:
+    """Values of the wanted elements by keyword; tag, value offset and length of the pixel data.
+
+    The length is `_UNDEFINED` when encapsulated, the tag None when there are no pixels.
+    """
+    values: dict[str, bytes] = {}
+    while (head := walk.head()) is not None:
+        tag, vr, length = head
+        if tag in _PIXEL_TAGS:
+            offset = walk.at
+            if length == _UNDEFINED:
+                walk.skip_fragments()
+            else:
+                walk.skip(length)
+            return values, tag, offset, length
+        if length == _UNDEFINED:
+            walk.skip_sequence(explicit=bool(vr) and vr != b"UN")
+        elif tag in _WANTED and length <= _VALUE_BYTES:
+            values[_WANTED[tag]] = walk.take(length)
+        elif tag == _ITEM:
+            raise UnreadableDataSet("an item outside any sequence")
+        else:
+            walk.skip(length)
+    return values, None, 0, 0
+
+
+def _read_meta(walk: _Walk) -> dict[str, bytes]:
+    """Group 0002 by keyword (PS3.10 7.1); leaves the cursor at the data set."""
+    values: dict[str, bytes] = {}
+    end = -1
+    # the group's own length comes first: deflated bytes after it may look like group 0002
+    while walk.at != end and walk.peek(2) == b"\x02\0" and (head := walk.head()) is not None:
+        tag, _, length = head
+        if length > _VALUE_BYTES:
+            walk.skip(length)
+            continue
+        value = walk.take(length)
+        if tag == 0x00020000 and length == 4:
+            end = walk.at + int.from_bytes(value, "little")
+        elif tag in _WANTED_META:
+            values[_WANTED_META[tag]] = value
+    return values
+
+
+def _guess(first: bytes) -> str:
+    """Transfer syntax of a data set that begins with these 8 bytes; empty when it does not look like one."""
+    if len(first) < 8:
+        return ""
+    little, big = struct.unpack("<HH", first[:4]), struct.unpack(">HH", first[:4])
+    known_vr = first[4:6] in _SHORT_VR | _LONG_VR
+    # the first element of a data set with SOP Class and Instance UID is not after (0008,0018)
+    if little[0] in {0x0004, 0x0008} and (little[0] == 0x0004 or little[1] <= 0x0018):
+        length = int.from_bytes(first[4:], "little")
+        return ExplicitVRLittleEndian if known_vr else ImplicitVRLittleEndian if length <= 1024 else ""
+    return ExplicitVRBigEndian if known_vr and big[0] == 0x0008 and big[1] <= 0x0018 else ""
+
+
+def _inflate(data: BinaryIO, size: int) -> tuple[BinaryIO, int]:
+    """The first bytes of a deflated data set (PS3.5 A.5), and how many there are in all.
+
+    Raises UnreadableDataSet when the deflated stream has no end. A stream that is longer than we care to
+    inflate counts as endless.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    kept, total, left = io.BytesIO(), 0, size
+    while not inflater.eof and total < _INFLATED_BYTES:
+        raw = inflater.unconsumed_tail or data.read(min(left, 1 << 16))
+        left -= 0 if inflater.unconsumed_tail else len(raw)
+        piece = inflater.decompress(raw, 1 << 20)
+        if not raw and not piece:
+            raise UnreadableDataSet("cut short: the deflated data set has no end")
+        kept.write(piece[: max(0, _INFLATED_HEADER_BYTES - total)])
+        total += len(piece)
+    kept.seek(0)
+    return kept, total if inflater.eof else 1 << 62
+
+
+# --- values ---------------------------------------------------------------------------------------------
+
+
+def _is_vr(raw: bytes) -> bool:
+    return raw.isalpha() and raw.isupper()
+
+
+def _charset_key(term: str) -> str:
+    """Defined terms are often misspelt: `ISO-IR 100`, `iso_ir_192`."""
+    return re.sub(r"[^0-9A-Z]+", " ", term.upper()).strip()
+
+
+_CODECS: Final = MappingProxyType({_charset_key(term): codec for term, codec in python_encoding.items()})
+
+
+def _encoding(raw: bytes) -> str:
+    """Python codec of the first Specific Character Set (PS3.3 C.12.1.1.2); empty when missing or unknown.
+
+    The further ones need not be known: escape sequences name them. Empty as well for Latin-1 and the default
+    repertoire: they decode anything, so UTF-8 under their name, which is common, has to be looked for.
+    """
+    codec = _CODECS.get(_charset_key(raw.decode("latin-1").split("\\")[0]), "")
+    return "" if codec in {"iso8859", "latin_1"} else codec
+
+
+def _decode(raw: bytes, encoding: str) -> str:
+    """Strictly if it can be; text that is valid UTF-8 is hardly ever anything else."""
+    for codec in (encoding, "utf-8") if encoding else ("utf-8",):
+        try:
+            return raw.decode(codec)
+        except UnicodeError:
+            continue
+    return raw.decode(encoding, "replace") if encoding else raw.decode("latin-1")
+
+
+def _decode_extended(raw: bytes, first: str, delimiters: bytes) -> str:
+    """Text with ISO 2022 escape sequences (PS3.5 6.1.2.5), which delimiters reset to the first set."""
+    pieces = []
+    for part in re.findall(rb"^[^\x1b]+|\x1b[^\x1b]*", raw, re.DOTALL):
+        length = 4 if part[:3] in {b"\x1b$(", b"\x1b$)"} else 3
+        codec = CODES_TO_ENCODINGS.get(part[:length])
+        if codec is None:
+            pieces.append(_decode(part.lstrip(b"\x1b"), first))
+        elif codec.startswith("iso2022"):  # Python's codec wants the escape sequence; shifts hide delimiters
+            pieces.append(part.decode(codec, "replace"))
+        else:
+            end = next((i for i, byte in enumerate(part) if byte in delimiters), len(part))
+            pieces += [_decode(part[length:end], codec), _decode(part[end:], first)]
+    return "".join(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """Typed access to raw values by keyword; whatever does not have the right form is missing."""
+
+    raw: dict[str, bytes]
+    encoding: str
+    order: str
+
+    def text(self, keyword: str, delimiters: bytes = b"\\\r\n\f\t") -> str:
+        """Without padding, white space at the ends and NUL; several values stay joined by `\\`."""
+        raw = self.raw.get(keyword, b"")
+        if b"\x1b" in raw:
+            text = _decode_extended(raw, self.encoding, delimiters)
+        else:
+            text = raw.decode("ascii") if raw.isascii() else _decode(raw, self.encoding)
+        return text.replace("\0", "").strip()
+
+    def name(self, keyword: str) -> str:
+        """Alphabetic group of the first name, else the ideographic, else the phonetic (PS3.5 6.2.1.1)."""
+        groups = self.text(keyword, b"^=\\").split("\\")[0].split("=")[:3]
+        return next((group.strip() for group in groups if group.strip("^ ")), "")
+
+    def uid(self, keyword: str) -> str:
+        """UI: digits and dots, at most 64."""
+        uid = self.text(keyword)
+        return uid if re.fullmatch(r"[0-9][0-9.]{0,63}", uid) else ""
+
+    def number(self, keyword: str) -> int | None:
+        """IS (PS3.5 6.2: signed, 32 bits), also when written `4.00`."""
+        match = re.fullmatch(r"([+-]?[0-9]{1,10})(?:\.0*)?", self.text(keyword))
+        number = int(match[1]) if match else 1 << 31
+        return number if -(1 << 31) <= number < 1 << 31 else None
+
+    def unsigned(self, keyword: str) -> int | None:
+        """Exactly one US."""
+        raw = self.raw.get(keyword, b"")
+        return int.from_bytes(raw, "little" if self.order == "<" else "big") if len(raw) == 2 else None
+
+    def hundredths(self, keyword: str, count: int) -> list[int] | None:
+        """Exactly `count` DS, in hundredths; None as well when one of them is absurd (over 10^9)."""
+        words = self.text(keyword).split("\\")
+        if len(words) != count or not all(_DECIMAL.fullmatch(word) for word in words):
+            return None
+        numbers = [float(word) for word in words]
+        return [round(number * 100) for number in numbers] if max(map(abs, numbers)) < 1e9 else None
+
+    def day(self, keyword: str) -> str:
+        """YYYYMMDD of a DA, a real day."""
+        return _day(self.text(keyword))
+
+    def time(self, keyword: str) -> str:
+        """HHMMSS of a TM, without fraction."""
+        match = _TIME.fullmatch(self.text(keyword))
+        return "".join(part or "00" for part in match.group("hour", "minute", "second")) if match else ""
+
+
+_DECIMAL: Final = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
+_DATE: Final = re.compile(r"([0-9]{4})([./-]?)([0-9]{2})\2([0-9]{2})")
+"""DA; ACR-NEMA wrote `2003.01.10`."""
+_CLOCK: Final = (
+    r"(?P<hour>[01][0-9]|2[0-3])"
+    r"(:?(?P<minute>[0-5][0-9])(:?(?P<second>[0-5][0-9]|60)(\.(?P<fraction>[0-9]*))?)?)?"
+)
+_TIME: Final = re.compile(_CLOCK)
+"""TM, which may be short; ACR-NEMA wrote `12:30:15`."""
+_DATE_TIME: Final = re.compile(rf"(?P<day>[0-9]{{8}})(?P<clock>{_CLOCK})?(?P<zone>[+-][0-9]{{4}})?")
+_ZONE: Final = re.compile(r"(?P<sign>[+-])(?P<hours>0[0-9]|1[0-4])(?P<minutes>[0-5][0-9])")
+
+
+def _day(text: str) -> str:
+    match = _DATE.fullmatch(text)
+    if match is None:
+        return ""
+    try:
+        date(int(match[1]), int(match[3]), int(match[4]))
+    except ValueError:
+        return ""
+    return match[1] + match[3] + match[4]
+
+
+def _acquired(values: _Values) -> float | None:
+    """Seconds since the epoch: the first complete date and time, else the first date, at midnight.
+
+    In the offset that the value or the data set names (PS3.3 C.12.1.1.8), else in this machine's zone. What
+    is before 1970 becomes 1970-01-01 UTC; a year after 2200 is a mistake and counts as missing.
+    """
+    zone = values.text("TimezoneOffsetFromUTC")
+    moments = [
+        (values.day(f"{kind}Date"), _TIME.fullmatch(values.text(f"{kind}Time")), zone)
+        for kind in ("Acquisition", "Content", "Series", "Study")
+    ]
+    if match := _DATE_TIME.fullmatch(values.text("AcquisitionDateTime")):
+        moments.insert(0, (_day(match["day"]), _TIME.fullmatch(match["clock"] or ""), match["zone"] or zone))
+    dated = [moment for moment in moments if moment[0] and moment[0] <= "22001231"]
+    first = next((moment for moment in dated if moment[1]), dated[0] if dated else None)
+    return _epoch(*first) if first else None
+
+
+def _epoch(day: str, clock: re.Match[str] | None, zone: str) -> float:
+    hour, minute, second, fraction = (
+        clock.group("hour", "minute", "second", "fraction") if clock else ("",) * 4
+    )
+    offset = _ZONE.fullmatch(zone)
+    delta = timedelta(hours=int(offset["hours"]), minutes=int(offset["minutes"])) if offset else timedelta()
+    moment = datetime(
+        *(int(day[:4]), int(day[4:6]), int(day[6:]), int(hour or 0), int(minute or 0)),
+        second=min(int(second or 0), 59),
+        microsecond=int(f"{fraction or '':0<6}"[:6]),
+        tzinfo=timezone(-delta if offset["sign"] == "-" else delta) if offset else None,
+    )
+    # (the year first: the machine's zone has no answer for antiquity)
+    return max(0.0, moment.timestamp()) if moment.year >= 1969 else 0.0
+
+
+# --- the header -----------------------------------------------------------------------------------------
+
+
+def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixels: bool) -> Header:
+    """Raises UnreadableDataSet without SOP Class or Instance UID."""
+    if not (sop_class_uid := values.uid("SOPClassUID")):
+        raise UnreadableDataSet("no SOP Class UID, or one that is none")
+    if not (sop_instance_uid := values.uid("SOPInstanceUID")):
+        raise UnreadableDataSet("no SOP Instance UID, or one that is none")
+    patient = [values.text("IssuerOfPatientID"), values.text("PatientID"), values.name("PatientName")]
+    birth_date = values.day("PatientBirthDate")
+    study_date = _study_date(values)
+    modality = values.text("Modality")
+    series_number = values.number("SeriesNumber")
+    description = values.text("SeriesDescription")
+    derived = tuple(k for k in ("StudyInstanceUID", "SeriesInstanceUID") if not values.uid(k))
+    study_uid = values.uid("StudyInstanceUID") or _derived_uid("study", *patient, birth_date, study_date)
+    number = "" if series_number is None else str(series_number)
+    frames = max(1, values.number("NumberOfFrames") or 1)
+    return Header(
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=sop_instance_uid,
+        study_uid=study_uid,
+        series_uid=values.uid("SeriesInstanceUID")
+        or _derived_uid("series", study_uid, modality, number, description),
+        derived_uids=derived,
+        issuer=patient[0],
+        patient_id=patient[1],
+        patient_name=patient[2],
+        birth_date=birth_date,
+        study_date=study_date,
+        study_time=values.time("StudyTime"),
+        modality=modality,
+        series_name=description or values.text("ProtocolName") or values.text("SequenceName") or modality,
+        series_number=series_number,
+        instance_number=values.number("InstanceNumber"),
+        frames=frames,
+        rows=values.unsigned("Rows") or 0,
+        columns=values.unsigned("Columns") or 0,
+        has_pixels=has_pixels,
+        pool=_pool(values, modality.upper(), frames, sop_instance_uid) if has_pixels else "",
+        acquired=_acquired(values),
+        pixel_offset=native[0],
+        pixel_length=native[1],
+    )
+
+
+def _study_date(values: _Values) -> str:
+    acquisition = values.day("AcquisitionDate") or _day(values.text("AcquisitionDateTime")[:8])
+    return values.day("StudyDate") or acquisition or values.day("SeriesDate") or values.day("ContentDate")
+
+
+def _derived_uid(*parts: str) -> str:
+    """A UID below 2.25, where 128-bit numbers may be used without asking (PS3.5 B.2)."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
+
+
+def _pool(values: _Values, modality: str, frames: int, sop_instance_uid: str) -> str:
+    """Key of the images of a series that share one grey scale, or empty.
+
+    `i…` all frames of a run; `series` PET and NM, whose numbers compare across slices; `p…` all phases at one
+    position (`s…`: the position is unknown, so alone). Phase and velocity maps never share with magnitude
+    images: Image Type from its third value on (PS3.3 C.8.3.1.1.1), Complex Image Component, and GE's private
+    raw data type are part of the key, as are echo and matrix.
+    """
+    samples = values.unsigned("SamplesPerPixel")
+    photometric = values.text("PhotometricInterpretation").upper()
+    grey = photometric.startswith("MONOCHROME") if samples is None else samples == 1
+    if not grey or "PALETTE" in photometric or (values.unsigned("BitsAllocated") or 0) <= 8:
+        return ""
+    if frames > 1:
+        return "i" + short_hash(sop_instance_uid, 12)
+    if modality in {"PT", "NM"}:
+        return "series"
+    if modality in _ALONE:
+        return ""
+    position = values.hundredths("ImagePositionPatient", 3)
+    location = values.hundredths("SliceLocation", 1)
+    if position is None and location is None:
+        return "s" + short_hash(sop_instance_uid, 12)
+    is_ge = values.text("GECreator").startswith("GEMS_PARM")
+    parts = (
+        [position, values.hundredths("ImageOrientationPatient", 6)] if position else location,
+        [word.strip().upper() for word in values.text("ImageType").split("\\")[2:]],
+        values.text("ComplexImageComponent").upper(),
+        values.raw.get("GERawDataType", b"").hex() if is_ge else "",
+        values.text("EchoNumbers"),
+        (values.unsigned("Rows"), values.unsigned("Columns")),
+    )
+    return "p" + short_hash(json.dumps(parts), 12)

@@ -1,0 +1,216 @@
+"""The one way in: spool -> header -> names -> archive -> index, the same for SCP and import.
+
+`Ingest.receive` may be called from any number of threads. Each caller writes its own spool file and
+reads its own header; then one committer thread takes all that are waiting, gives them their receipt
+sequence numbers inside one index transaction, makes files and directory entries durable, commits, and
+only then lets the callers go on. So the order of sequence numbers is the order of commits, whatever the
+number of senders and processes. Never decodes pixels, never changes a byte of a data set.
+"""
+
+import errno
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from dicomfs.archive import Archive, Spool, file_meta, sync_directory
+from dicomfs.errors import (
+    BadInstance,
+    IdentityMismatch,
+    StoreError,
+    StoreFull,
+    StoreMismatch,
+    StoreUnavailable,
+)
+from dicomfs.header import read_header
+from dicomfs.index import Index, Writer
+from dicomfs.model import Header, Outcome, Receipt, Stored
+
+INDEX_NAME: Final = "index.sqlite3"
+QUARANTINE_LIMIT: Final = 1000
+"""Refused data sets that are kept aside; the oldest go."""
+_BATCH: Final = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Pending:
+    spool: Spool
+    header: Header
+    receipt: Receipt
+    done: "Future[Outcome]" = field(default_factory=Future)
+
+
+class Ingest:
+    """Takes data sets into a store, durably. Close it, or use it as a context manager."""
+
+    def __init__(self, store: Path, archive: Archive, index: Index) -> None:
+        self.store = store
+        self.archive = archive
+        self._index = index
+        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._committer.start()
+
+    @classmethod
+    def open(cls, store: Path) -> Self:
+        """Open a store for receiving, making it if the folder is new or empty.
+
+        Raises StoreMismatch (not a store, or of another version), StoreFull, StoreUnavailable.
+        """
+        with _storage_errors(f"the store {store}"):
+            store.mkdir(mode=0o750, parents=True, exist_ok=True)
+            index_path = store / INDEX_NAME
+            if not index_path.exists() and any(store.iterdir()) and not (store / "archive").exists():
+                raise StoreMismatch(f"{store} is neither empty nor a dicomfs store: choose another folder")
+            archive = Archive(store)
+            archive.create()
+            index = Index(index_path, create=True)
+            removed = archive.clean()
+        if removed:
+            log.info("removed %d spool files that a killed process had left", removed)
+        return cls(store, archive, index)
+
+    def receive(
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
+    ) -> Outcome:
+        """Take in one encoded data set; when this returns, file, directory entry and index row are durable.
+
+        Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
+        in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
+        """
+        with _storage_errors("the archive"), self.archive.spool(receipt.transfer_syntax) as spool:
+            for part in parts:
+                spool.write(part)
+            try:
+                header = self._header(spool, receipt)
+                # Made here once so that what cannot be written is refused before the transaction.
+                file_meta(receipt, 0, header.sop_class_uid, header.sop_instance_uid)
+            except BadInstance as error:
+                if keep_refused:
+                    kept = self.archive.keep_aside(spool, str(error), QUARANTINE_LIMIT)
+                    log.warning(
+                        "refused SOP instance %s: %s; %s",
+                        receipt.sop_instance_uid or "(no UID)",
+                        error,
+                        f"kept aside as {kept.name}" if kept else "it could not be kept aside",
+                    )
+                raise
+            pending = _Pending(spool, header, receipt)
+            self._queue.put(pending)
+            return pending.done.result()
+
+    @staticmethod
+    def _header(spool: Spool, receipt: Receipt) -> Header:
+        with spool.reader() as file:
+            header = read_header(file, spool.size, receipt.transfer_syntax)
+        for announced, found, what in (
+            (receipt.sop_class_uid, header.sop_class_uid, "SOP Class UID"),
+            (receipt.sop_instance_uid, header.sop_instance_uid, "SOP Instance UID"),
+        ):
+            if announced is not None and announced != found:
+                raise IdentityMismatch(f"{what} was announced as {announced}, the data set says {found}")
+        return header
+
+    def close(self) -> None:
+        """Finish what is waiting, then close the index."""
+        self._queue.put(None)
+        self._committer.join()
+        self._index.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # The committer thread.
+
+    def _run(self) -> None:
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            batch = [first]
+            ending = False
+            while len(batch) < _BATCH and not self._queue.empty():
+                further = self._queue.get()
+                if further is None:
+                    ending = True
+                    break
+                batch.append(further)
+            self._settle(batch)
+            if ending:
+                return
+
+    def _settle(self, batch: list[_Pending]) -> None:
+        """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""
+        try:
+            outcomes = self._commit(batch)
+        except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            if len(batch) > 1:
+                for pending in batch:
+                    self._settle([pending])
+            else:
+                batch[0].done.set_exception(error)
+        else:
+            for pending, outcome in zip(batch, outcomes, strict=True):
+                pending.done.set_result(outcome)
+
+    def _commit(self, batch: list[_Pending]) -> list[Outcome]:
+        new: list[Path] = []
+        folders: set[Path] = set()
+        try:
+            with _storage_errors("the archive"), self._index.write() as writer:
+                outcomes = [self._place(writer, pending, new, folders) for pending in batch]
+                for folder in folders:
+                    sync_directory(folder)
+        except BaseException:
+            # The numbers of this transaction will be given again: no file may go on bearing them.
+            for path in new:
+                path.unlink(missing_ok=True)
+            raise
+        return outcomes
+
+    def _place(self, writer: Writer, pending: _Pending, new: list[Path], folders: set[Path]) -> Outcome:
+        """Settle one data set inside the transaction; notes what was published, and where."""
+        spool, header, receipt = pending.spool, pending.header, pending.receipt
+        uid = header.sop_instance_uid
+        known = writer.known(spool.digest)
+        if known is not None:
+            if self.archive.intact(spool.digest, known.size):
+                return Outcome(Stored.ALREADY_THERE, uid)
+            first = Receipt(receipt.transfer_syntax, known.received, known.source_ae, receipt.receiving_ae)
+            self.archive.seal(spool, file_meta(first, known.sequence, header.sop_class_uid, uid))
+            folders.add(self.archive.publish(spool).parent)
+            return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
+        sequence = writer.next_sequence()
+        self.archive.seal(spool, file_meta(receipt, sequence, header.sop_class_uid, uid))
+        new.append(self.archive.publish(spool))
+        folders.add(new[-1].parent)
+        warnings = writer.add(header, receipt, sequence, spool.digest, spool.size)
+        stored = Stored.OTHER_VERSION if warnings else Stored.NEW
+        warnings += [f"has no {keyword}: one was derived" for keyword in header.derived_uids]
+        return Outcome(stored, uid, tuple(warnings))
+
+
+@contextmanager
+def _storage_errors(what: str) -> Iterator[None]:
+    """Turn the operating system's errors into ours. Every other error passes."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreFull(f"no space left on the device of {what}") from error
+        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}") from error

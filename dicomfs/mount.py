@@ -1,0 +1,225 @@
+"""One mount from start to end: checks, the FUSE session, its tasks, signals, unmount.
+
+`run` blocks until the file system is unmounted or the process is told to stop. On a clean stop it
+unmounts; on a crash the dead mount stays, so that nobody takes an empty folder for an empty archive,
+and the next start clears it away. Called by `cli.py`.
+"""
+
+import errno
+import logging
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyfuse3
+import trio
+
+from dicomfs.archive import Archive
+from dicomfs.cache import Cache
+from dicomfs.config import MountOptions
+from dicomfs.errors import DicomfsError, MountRefused
+from dicomfs.fuse import Door
+from dicomfs.index import Index
+from dicomfs.model import Recipe
+from dicomfs.present import Presenter
+from dicomfs.renditions import Key, Renditions
+from dicomfs.tree import STORED, Tree
+from dicomfs.workers import Workers
+
+FUSE_DEVICE: Final = Path("/dev/fuse")
+FUSE_CONF: Final = Path("/etc/fuse.conf")
+TYPE_NAME: Final = "dicomfs"
+RENDITIONS_NAME: Final = "renditions.sqlite3"
+INDEX_NAME: Final = "index.sqlite3"
+MOST_REQUESTS: Final = 1000
+"""Requests that may wait for a render at once; beyond that even a lookup would wait."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A line of /proc/self/mountinfo."""
+
+    point: Path
+    type: str
+
+
+def mounts() -> list[Mounted]:
+    """Every mount of this process's namespace, the latest last."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4])
+        # The kernel's escapes are per byte; read them back as the bytes of a file name.
+        found.append(Mounted(Path(os.fsdecode(point.encode("latin-1", "surrogateescape"))), rest.split()[0]))
+    return found
+
+
+def check_mount_point(mountpoint: Path) -> None:
+    """Refuse what cannot be mounted on, saying what to do; clears a dead mount of ours away.
+
+    Raises MountRefused.
+    """
+    _clear_dead(mountpoint)
+    try:
+        info = mountpoint.stat()
+    except FileNotFoundError:
+        raise MountRefused(f"mount point {mountpoint} does not exist: make it with mkdir -p") from None
+    except OSError as error:
+        raise MountRefused(f"mount point {mountpoint} cannot be used: {error.strerror}") from error
+    here = [mount for mount in mounts() if mount.point == mountpoint]
+    if here:
+        raise MountRefused(
+            f"{mountpoint} is already a mount point ({here[-1].type}): "
+            f"unmount it first (fusermount3 -u {mountpoint}) or choose another folder"
+        )
+    try:
+        if next(os.scandir(mountpoint), None) is not None:
+            raise MountRefused(f"mount point {mountpoint} is not empty: choose or make an empty folder")
+    except NotADirectoryError:
+        raise MountRefused(f"mount point {mountpoint} is not a folder") from None
+    except PermissionError:
+        if info.st_uid != os.geteuid():
+            raise MountRefused(
+                f"mount point {mountpoint} belongs to somebody else and cannot be read: chown it to this user"
+            ) from None
+
+
+def _clear_dead(mountpoint: Path) -> None:
+    """Unmount what a killed mount process has left here."""
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        ours = any(m.point == mountpoint and m.type == f"fuse.{TYPE_NAME}" for m in mounts())
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED) or not ours:
+            return
+        log.warning("%s is a dead mount of an earlier process: unmounting it", mountpoint)
+        unmount(mountpoint)
+
+
+def unmount(mountpoint: Path) -> None:
+    """Detach a FUSE mount now, even when somebody is still in it. Raises MountRefused."""
+    done = subprocess.run(
+        ["fusermount3", "-u", "-z", "--", str(mountpoint)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise MountRefused(f"cannot unmount {mountpoint}: {done.stderr.strip()}")
+
+
+def check_machine(options: MountOptions) -> None:
+    """Refuse when this machine or user may not do such a mount. Raises MountRefused with the remedy."""
+    if not FUSE_DEVICE.exists():
+        raise MountRefused(
+            f"{FUSE_DEVICE} is missing: load the kernel module (modprobe fuse) or, in a "
+            "container, pass the device in (--device /dev/fuse --cap-add SYS_ADMIN)"
+        )
+    if os.geteuid() != 0 and not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountRefused(f"this user may not open {FUSE_DEVICE}: give it access, or run as another user")
+    if options.allow_other and os.geteuid() != 0 and not _others_allowed():
+        raise MountRefused(
+            f"allow_other is not permitted to this user: add the line user_allow_other to {FUSE_CONF}, "
+            "or leave the option out"
+        )
+
+
+def _others_allowed() -> bool:
+    try:
+        lines = FUSE_CONF.read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.split("#")[0].strip() == "user_allow_other" for line in lines)
+
+
+def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount a store and serve it until SIGTERM, SIGINT or an unmount; `ready` is called once it answers.
+
+    Raises MountRefused, StoreError, WorkerStartFailed.
+    """
+    check_machine(options)
+    # Symbolic links would make the mount unfindable in the kernel's table.
+    check_mount_point(mountpoint.absolute())
+    mountpoint = mountpoint.resolve()
+    if _inside(store.resolve(), mountpoint) or _inside(mountpoint, store.resolve()):
+        raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
+    try:
+        trio.run(_serve, store, mountpoint, options, ready)
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(DicomfsError)
+        raise (_first(ours) if ours else group) from group
+
+
+def _first(group: BaseExceptionGroup[DicomfsError]) -> DicomfsError:
+    """The first error in a group of groups: one is enough to tell a user."""
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+
+
+def _inside(inner: Path, outer: Path) -> bool:
+    return inner == outer or outer in inner.parents
+
+
+async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
+    index = Index(store / INDEX_NAME)
+    renditions = Renditions(store / RENDITIONS_NAME, index.store_id)
+    workers = Workers(options.workers or os.cpu_count() or 1, options.memory, options.time_limit)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(workers.run)
+            recipes = {}
+            for name in options.formats:
+                if name != STORED:
+                    recipe = Recipe(name, quality=options.quality)
+                    recipes[name] = (recipe, await workers.probe(recipe))
+            tree = Tree(
+                index, Archive(store), renditions, recipes, formats=options.formats, frames=options.frames
+            )
+            cache: Cache[Key, bytes] = Cache(options.cache, len)
+            presenter = Presenter(tree, index, renditions, workers, cache, warm=options.warm)
+            door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
+            await _session(door, presenter, mountpoint, options, ready)
+            log.info("unmounted; cache: %s; workers: %s", cache.statistics(), workers.statistics())
+            nursery.cancel_scope.cancel()
+    finally:
+        renditions.close()
+        index.close()
+
+
+async def _session(
+    door: Door, presenter: Presenter, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+) -> None:
+    """The FUSE session itself: from init to unmount."""
+    fuse_options = set(pyfuse3.default_options) | {f"fsname={TYPE_NAME}", f"subtype={TYPE_NAME}"}
+    if options.allow_other:
+        fuse_options.add("allow_other")
+    try:
+        pyfuse3.init(door, str(mountpoint), fuse_options)
+    except RuntimeError as error:
+        raise MountRefused(
+            f"cannot mount on {mountpoint}: {error}; is fuse3 installed, and may this user mount there?"
+        ) from error
+    # Only a clean end unmounts: after a crash an error is better than a folder that looks empty.
+    clean = False
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_on_signal)
+            nursery.start_soon(presenter.follow, door.changed)
+            ready()
+            log.info("mounted on %s", mountpoint)
+            await pyfuse3.main(max_tasks=MOST_REQUESTS)
+            nursery.cancel_scope.cancel()
+        clean = True
+    finally:
+        pyfuse3.close(unmount=clean)
+
+
+async def _stop_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping: %s", signal.Signals(number).name)
+            pyfuse3.terminate()

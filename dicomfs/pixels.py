@@ -1,0 +1,348 @@
+"""From a DICOM file and a frame number to stored values or RGB; no other frame is read or decoded.
+
+Grey frames stay as close to the file as possible: 16-bit words as they are stored (`codes`) plus one
+table that says which stored value each word means (`levels`), so that masking, sign and clipping cost
+nothing per pixel. Nothing here knows about windows. Called by `render`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import SEEK_CUR, SEEK_END, BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, get_frame
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGLSTransferSyntaxes,
+    JPEGTransferSyntaxes,
+    RLELossless,
+)
+
+from dicomfs.attributes import integer, number, octets, text
+from dicomfs.codestream import declared_size, repair_jpeg
+from dicomfs.errors import NotDisplayable
+
+MAX_PIXELS = 300_000_000
+"""Rows x Columns of one frame beyond which nothing is allocated."""
+
+_PIXEL_KEYWORDS = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
+_LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV", b"OL")
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+
+_PIXEL_TAGS = [
+    *(0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011),
+    *(0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x7FE00001, 0x7FE00002),
+    *(0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203),
+    *(0x00281221, 0x00281222, 0x00281223),
+]
+
+_NATIVE = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+_MULTI_PLUGIN = {
+    # Pillow's libjpeg-turbo is the fast one for 8 bits; the order is fixed so that bytes never depend
+    # on which other decoders happen to be installed.
+    JPEGBaseline8Bit: ("pylibjpeg", "pillow"),
+    RLELossless: ("pylibjpeg", "pydicom"),
+    **dict.fromkeys(JPEGLSTransferSyntaxes, ("pylibjpeg", "pyjpegls")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Grey:
+    """One grey frame, shape (rows, columns).
+
+    With `levels`: codes are uint8 or uint16 and `levels[code]` (int32) is the stored value. Without:
+    codes are the stored values themselves (32 bits and more, or floating point).
+    """
+
+    codes: NDArray[Any]
+    levels: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An open DICOM file, read up to its pixel data; valid inside `open_image` only."""
+
+    ds: Dataset
+    """The attributes that were asked for; no pixel data."""
+    file: BinaryIO
+    """Where the pixel data lie."""
+    start: int
+    """First byte of the pixel data value in `file`."""
+    length: int | None
+    """Bytes of native pixel data; None when encapsulated."""
+    keyword: str
+    vr: str
+    syntax: UID
+    rows: int
+    columns: int
+    samples: int
+    frames: int
+    photometric: str
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+
+    @property
+    def is_colour(self) -> bool:
+        """True when frames become RGB and no grey window applies."""
+        return self.samples == 3 or self.photometric == "PALETTE COLOR"
+
+    @property
+    def is_float(self) -> bool:
+        """True for Float and Double Float Pixel Data."""
+        return self.keyword != "PixelData"
+
+
+@contextmanager
+def open_image(path: Path | BinaryIO, tags: tuple[int, ...] = ()) -> Iterator[Image]:
+    """Read a file's attributes (those of the pixel modules and `tags`) and find its pixel data.
+
+    Raises NotDisplayable for a file without usable pixel data, OSError, and whatever pydicom raises for
+    a damaged data set (`attributes.DAMAGE`).
+    """
+    if not isinstance(path, Path):
+        yield _image(path, tags)
+        return
+    with path.open("rb") as file:
+        yield _image(file, tags)
+
+
+def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
+    wanted: list[Any] = [*_PIXEL_TAGS, *tags]
+    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
+    syntax = UID(str(ds.file_meta.get("TransferSyntaxUID") or ""))
+    if syntax == DeflatedExplicitVRLittleEndian:
+        file.seek(0)
+        whole = dcmread(file, force=True, specific_tags=[*wanted, *_PIXEL_KEYWORDS])
+        tag = next((tag for tag in _PIXEL_KEYWORDS if tag in whole), 0)
+        value = octets(whole, tag)[0] if tag else b""
+        located = (_PIXEL_KEYWORDS.get(tag, ""), "OB", 0, len(value))
+        file = BytesIO(value)
+    else:
+        located = _locate(file, "big" if ds.original_encoding[1] is False else "little")
+    return _describe(ds, file, syntax, *located)
+
+
+def _locate(file: BinaryIO, order: Literal["little", "big"]) -> tuple[str, str, int, int]:
+    """Keyword, VR, first byte and length field of the pixel data that `file` stands before."""
+    head = file.read(12)
+    if len(head) < 8:
+        return "", "", 0, 0
+    tag = int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)
+    explicit = head[4:6] in _LONG_VRS
+    if not explicit:
+        file.seek(8 - len(head), SEEK_CUR)
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
+    return _PIXEL_KEYWORDS.get(tag, ""), head[4:6].decode() if explicit else "OW", file.tell(), length
+
+
+def _describe(
+    ds: Dataset, file: BinaryIO, syntax: UID, keyword: str, vr: str, start: int, length: int
+) -> Image:
+    if not keyword or not length:
+        raise NotDisplayable("It holds no pixel data.")
+    if not syntax:
+        implicit, little = ds.original_encoding
+        explicit = ExplicitVRLittleEndian if little is not False else ExplicitVRBigEndian
+        syntax = ImplicitVRLittleEndian if implicit else explicit
+    rows, columns = integer(ds, 0x00280010, 0), integer(ds, 0x00280011, 0)
+    if not rows or not columns:
+        raise NotDisplayable("It does not say how many rows and columns the image has.")
+    if rows * columns > MAX_PIXELS:
+        raise NotDisplayable(f"The image is too large: {columns} x {rows} pixels.")
+    photometric = text(ds, 0x00280004).upper()
+    samples = integer(ds, 0x00280002, 3 if photometric.startswith(("RGB", "YBR")) else 1)
+    if samples not in {1, 3}:
+        raise NotDisplayable(f"Images of {samples} samples per pixel are not supported.")
+    allocated = integer(ds, 0x00280100, 8 * {"FloatPixelData": 4, "DoubleFloatPixelData": 8}.get(keyword, 2))
+    stored = integer(ds, 0x00280101, allocated)
+    if not 0 < stored <= allocated:
+        stored = allocated
+    end = file.seek(0, SEEK_END)
+    return Image(
+        ds=ds,
+        file=file,
+        start=start,
+        length=None if length == _UNDEFINED_LENGTH else min(length, end - start),
+        keyword=keyword,
+        vr=vr,
+        syntax=syntax,
+        rows=rows,
+        columns=columns,
+        samples=samples,
+        frames=max(1, int(number(ds, 0x00280008) or 1)),
+        photometric=photometric,
+        allocated=allocated,
+        stored=stored,
+        high=integer(ds, 0x00280102, stored - 1),
+        signed=integer(ds, 0x00280103, 0) == 1 and allocated > 1,
+    )
+
+
+def grey(image: Image, frame: int) -> Grey:
+    """The stored values of one grey frame.
+
+    Raises NotDisplayable when the frame or a decoder is missing or the data are cut short, OSError, and
+    what decoders raise for damaged data (`attributes.DAMAGE`).
+    """
+    array, _ = _decode(image, frame)
+    if image.is_float or array.dtype.itemsize > 2:
+        return Grey(array, None)
+    codes = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return Grey(codes.view(f"u{codes.dtype.itemsize}"), _levels(image, codes.dtype.itemsize * 8))
+
+
+def _levels(image: Image, bits: int) -> NDArray[np.int32]:
+    """Stored value of each code: unused bits masked and sign extended (PS3.5 8.1.1).
+
+    JPEG 2000 and JPEG-LS carry their own precision; there a value beyond BitsStored is a value, not
+    dirt (wavelets overshoot), and is clipped.
+    """
+    stored = min(image.stored, bits)
+    codes = np.arange(1 << bits, dtype=np.int32)
+    if image.syntax in JPEG2000TransferSyntaxes + JPEGLSTransferSyntaxes:
+        values = np.where(codes >> (bits - 1), codes - (1 << bits), codes) if image.signed else codes
+        low, high = (
+            (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if image.signed else (0, (1 << stored) - 1)
+        )
+        return np.clip(values, low, high).astype(np.int32)
+    # old originals keep their values in the upper bits of the word
+    shift = image.high + 1 - stored if stored <= image.high < bits else 0
+    values = codes >> (shift if image.syntax not in JPEGTransferSyntaxes else 0) & ((1 << stored) - 1)
+    if image.signed:
+        values = np.where(values >> (stored - 1), values - (1 << stored), values)
+    return values.astype(np.int32)
+
+
+def colour(image: Image, frame: int) -> NDArray[np.uint8]:
+    """One colour frame as RGB, shape (rows, columns, 3). Raises like `grey`."""
+    if image.samples == 1:
+        return _palette(image, grey(image, frame))
+    array, photometric = _decode(image, frame)
+    rgb = _to_8_bits(array, image.stored)
+    if photometric in {"YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}:
+        rgb = convert_color_space(rgb, "YBR_FULL", "RGB")
+    elif photometric not in {"RGB", "MONOCHROME2", ""}:
+        raise NotDisplayable(f"The colour model {photometric} is not supported.")
+    return rgb
+
+
+def _to_8_bits(array: NDArray[Any], stored: int) -> NDArray[np.uint8]:
+    if stored > 8:
+        array = array >> (stored - 8)
+    elif stored < 8:
+        array = np.clip(array, 0, (1 << stored) - 1).astype(np.uint16) * 255 // ((1 << stored) - 1)
+    return np.clip(array, 0, 255).astype(np.uint8)
+
+
+def _palette(image: Image, stored: Grey) -> NDArray[np.uint8]:
+    """Palette colour as a table over all codes (PS3.3 C.7.6.3.1.5, segmented: C.7.9.2)."""
+    if stored.levels is None:
+        raise NotDisplayable("A colour palette for more than 16 bits is not supported.")
+    table = apply_color_lut(stored.levels, image.ds)[:, :3]
+    if table.dtype.itemsize > 1:
+        # some writers announce 16 bits and fill only the lower 8
+        table = table >> 8 if int(table.max()) > 255 else table
+    rgb: NDArray[np.uint8] = np.take(table.astype(np.uint8), stored.codes, axis=0)
+    return rgb
+
+
+def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
+    """One frame as (rows, columns[, 3]) and its photometric interpretation after decoding."""
+    if not 0 <= frame < image.frames:
+        raise NotDisplayable(f"There is no frame {frame + 1}: the image has {image.frames}.")
+    options: dict[str, Any] = {
+        "rows": image.rows,
+        "columns": image.columns,
+        "samples_per_pixel": image.samples,
+        "photometric_interpretation": image.photometric or "MONOCHROME2",
+        "planar_configuration": integer(image.ds, 0x00280006, 0),
+        "bits_allocated": image.allocated,
+        "bits_stored": image.stored,
+        "pixel_representation": int(image.signed),
+        "pixel_keyword": image.keyword,
+        "correct_unused_bits": image.allocated > 16,
+    }
+    try:
+        decoder = get_decoder(image.syntax)
+    except NotImplementedError as error:
+        raise NotDisplayable(f"There is no decoder for its compression ({image.syntax.name}).") from error
+    if image.syntax in _NATIVE:
+        array, properties = decoder.as_array(
+            _native(image, frame, options), index=frame, raw=True, view_only=True, **options
+        )
+        return array, str(properties["photometric_interpretation"])
+    code = encapsulate([_encoded(image, frame)], has_bot=False)
+    failures = []
+    for plugin in _MULTI_PLUGIN.get(image.syntax, ("pylibjpeg",)):
+        try:
+            array, properties = decoder.as_array(
+                code, index=0, raw=True, decoding_plugin=plugin, number_of_frames=1, **options
+            )
+        except (RuntimeError, ValueError, AttributeError) as error:
+            failures.append(error)
+        else:
+            return array, str(properties["photometric_interpretation"])
+    raise NotDisplayable(f"Its pixel data are damaged ({image.syntax.name}).") from failures[0]
+
+
+def _native(image: Image, frame: int, options: dict[str, Any]) -> BinaryIO:
+    """The file, standing before native pixel data that are long enough for `frame`."""
+    if image.length is None:
+        raise NotDisplayable("Its pixel data are compressed, but it says that they are not.")
+    samples = image.rows * image.columns * image.samples
+    if image.photometric == "YBR_FULL_422" and image.length < samples * image.frames * image.allocated // 8:
+        samples = samples // 3 * 2
+    elif image.photometric == "YBR_FULL_422":
+        options["photometric_interpretation"] = "YBR_FULL"  # the chroma was never thinned out
+    needed = ((frame + 1) * samples * image.allocated + 7) // 8
+    if image.length < needed:
+        raise NotDisplayable(f"Its pixel data are cut short: {image.length} of {needed} bytes.")
+    image.file.seek(image.start)
+    options["number_of_frames"] = image.frames
+    options["pixel_vr"] = image.vr
+    return image.file
+
+
+def _encoded(image: Image, frame: int) -> bytes:
+    """The compressed bytes of one frame, repaired where a known writer's fault is repairable."""
+    if image.length is not None:
+        raise NotDisplayable("Its pixel data are not compressed, but it says that they are.")
+    image.file.seek(image.start)
+    offsets, little = octets(image.ds, 0x7FE00001)
+    lengths = octets(image.ds, 0x7FE00002)[0]
+    extended = (offsets, lengths) if offsets and len(offsets) == len(lengths) and little else None
+    code = get_frame(image.file, frame, extended_offsets=extended, number_of_frames=image.frames)
+    if image.syntax in JPEGTransferSyntaxes:
+        code = repair_jpeg(code)
+    size = declared_size(code)
+    if size is not None and size != (image.rows, image.columns):
+        raise NotDisplayable(
+            f"Its compressed image is {size[1]} x {size[0]} pixels, "
+            f"but it announces {image.columns} x {image.rows}."
+        )
+    return code

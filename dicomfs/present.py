@@ -1,0 +1,280 @@
+"""From a file of the tree to its bytes: one window per pool, exact sizes, one render per rendition.
+
+Ties tree, renditions, cache and workers together, and follows what comes in: a pool that has grown and
+is quiet again is decided anew (a new version, a new inode), and new images are rendered ahead so that
+their sizes are known when somebody looks. Knows no FUSE. Called by `fuse.py` and `mount.py`, on one
+trio thread.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from dicomfs.cache import Cache
+from dicomfs.errors import NotDisplayable, RenderFailed, StoreUnavailable
+from dicomfs.index import Index
+from dicomfs.model import PoolWindow
+from dicomfs.renditions import Decision, Key, Renditions
+from dicomfs.tree import LAST_VERSION, Inode, Picture, Tree
+from dicomfs.workers import Rendered, Workers
+
+POLL_S: Final = 0.25
+"""How often the index is asked whether something came in; the question costs microseconds."""
+QUIET_S: Final = 5.0
+"""A pool that has not grown for so long is taken to be complete."""
+POOL_SAMPLE: Final = 32
+"""Most frames that are looked at to decide a pool's window."""
+AHEAD: Final = 48
+"""Files that are rendered ahead of somebody who asks for the sizes of a folder one by one."""
+WARM_BACKLOG: Final = 20_000
+"""Most files waiting to be rendered ahead; what is older is rendered when asked for."""
+_ARRIVALS_AT_ONCE: Final = 1000
+
+log = logging.getLogger(__name__)
+
+
+class Presenter:
+    """What one mount shows. Run `follow` in the background to keep it alive."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        index: Index,
+        renditions: Renditions,
+        workers: Workers,
+        cache: Cache[Key, bytes],
+        *,
+        warm: bool,
+        quiet_s: float = QUIET_S,
+    ) -> None:
+        self.tree = tree
+        self._index = index
+        self._renditions = renditions
+        self._workers = workers
+        self._cache = cache
+        self._warm = warm
+        self._quiet_s = quiet_s
+        self._deciding: dict[tuple[str, str, int], trio.Lock] = {}
+        self._growing: dict[str, float] = {}
+        """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
+        self._backlog: deque[Inode] = deque(maxlen=WARM_BACKLOG)
+        self._ahead_through: dict[Inode, int] = {}
+        self._work = trio.Event()
+
+    # On demand
+
+    async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
+        """Bytes of a rendered file; None when there is no such file in this view.
+
+        Raises RenderFailed or StoreUnavailable when it cannot be had now. Their number is the size that
+        was announced, or this raises RenderFailed and announces the new one.
+        *Cancellation*: a render that others also wait for goes on.
+        """
+        picture = self.tree.picture(inode)
+        if picture is None:
+            return None
+        data = self._cache.peek(picture.key)
+        if data is None:
+            window = await self._window(picture, background=background)
+            # It may wait in the queue of those rendered ahead.
+            joining = (
+                None if background else partial(self._workers.hurry, picture.source, picture.recipe, window)
+            )
+            data = await self._cache.get(
+                picture.key,
+                lambda: self._render(picture, window, background=background),
+                joining=joining,
+            )
+        self._check_announced(picture.key, len(data))
+        return data
+
+    def _check_announced(self, key: Key, size: int) -> None:
+        """Somebody may have been told another size: then this read fails, and the next one is right."""
+        announced = self._renditions.size(key)
+        if announced is None:
+            self._renditions.announce(key, size, "")
+        elif announced != size:
+            self._renditions.announce(key, size, "")
+            raise RenderFailed(
+                f"original {key.original} frame {key.frame + 1} was announced with {announced} bytes "
+                f"and has {size}: announced anew"
+            )
+
+    async def size(self, inode: Inode) -> int | None:
+        """Exact bytes of a rendered file, rendered now if need be; None when there is no such file.
+
+        Raises as `contents`.
+        """
+        picture = self.tree.picture(inode)
+        if picture is None:
+            return None
+        known = self._renditions.size(picture.key)
+        if known is not None:
+            return known
+        self._look_ahead(inode)
+        data = await self.contents(inode)
+        return None if data is None else len(data)
+
+    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+        rendered: Rendered = await self._workers.render(
+            picture.source, picture.recipe, window, background=background
+        )
+        if self._renditions.size(picture.key) is None:
+            self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
+        if rendered.failure:
+            log.warning(
+                "original %d frame %d cannot be displayed: %s",
+                picture.key.original,
+                picture.key.frame + 1,
+                rendered.failure,
+            )
+        return rendered.data
+
+    async def _window(self, picture: Picture, *, background: bool) -> PoolWindow | None:
+        if not picture.pool:
+            return None
+        policy, version = picture.recipe.window, picture.key.version
+        decision = self._renditions.decision(picture.pool, policy, version)
+        if decision is None:
+            decision = await self._decide(picture.pool, policy, version, background=background)
+        return decision.window
+
+    async def _decide(self, pool: str, policy: str, version: int, *, background: bool) -> Decision:
+        """Decide a window, once however many ask, and read back what is on record."""
+        place = (pool, policy, version)
+        lock = self._deciding.setdefault(place, trio.Lock())
+        try:
+            async with lock:
+                decision = self._renditions.decision(pool, policy, version)
+                if decision is None:
+                    window, through = await self._judge(pool, background=background)
+                    decision = self._renditions.decide(pool, policy, Decision(version, through, window))
+                return decision
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._deciding.pop(place, None)
+
+    async def _judge(self, pool: str, *, background: bool) -> tuple[PoolWindow, int]:
+        through, sources = self.tree.pool_sources(pool, POOL_SAMPLE)
+        try:
+            window = await self._workers.decide_pool(sources, background=background)
+        except NotDisplayable as error:
+            window = PoolWindow(None, None, str(error))
+        return window, through
+
+    # Following what comes in
+
+    async def follow(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+        """Watch the index until cancelled; `changed` is told of (folder, name) pairs that show another inode.
+
+        *Cancellation*: at any time; nothing is left half recorded.
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            nursery.start_soon(self._settle, changed)
+            nursery.start_soon(self._render_ahead)
+
+    async def _watch(self) -> None:
+        cursor, version = self._index.last_sequence(), -1
+        while True:
+            try:
+                now_version = self._index.data_version()
+                if now_version != version:
+                    version = now_version
+                    cursor = self._take_arrivals(cursor)
+            except StoreUnavailable as error:
+                log.warning("cannot look for new images now: %s", error)
+            await trio.sleep(POLL_S)
+
+    def _take_arrivals(self, cursor: int) -> int:
+        while True:
+            arrivals = self._index.arrivals(cursor, _ARRIVALS_AT_ONCE)
+            for arrival in arrivals:
+                cursor = arrival.sequence
+                if arrival.pool:
+                    self._growing[arrival.pool] = trio.current_time()
+                elif self._warm:
+                    self._enqueue(arrival.instance)
+            if len(arrivals) < _ARRIVALS_AT_ONCE:
+                return cursor
+
+    def _enqueue(self, instance: int) -> None:
+        self._backlog.extend(entry.inode for entry in self.tree.files_of(instance) if entry.size is None)
+        self._work.set()
+
+    async def _settle(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+        while True:
+            now = trio.current_time()
+            for pool in [p for p, at in self._growing.items() if at + self._quiet_s <= now]:
+                del self._growing[pool]
+                try:
+                    names = await self._settle_pool(pool)
+                except (RenderFailed, StoreUnavailable) as error:
+                    log.warning("pool %s: its window cannot be decided now: %s", pool, error)
+                    self._growing[pool] = trio.current_time()
+                    continue
+                if names:
+                    changed(names)
+            await trio.sleep(POLL_S)
+
+    async def _settle_pool(self, pool: str) -> list[tuple[Inode, str]]:
+        """Decide a grown pool anew for every policy in use; returns the files that show another inode now."""
+        changed = False
+        for policy in self.tree.policies:
+            latest = self._renditions.version(pool, policy)
+            if not latest:
+                continue  # nobody has looked yet: the first who does decides over all of it
+            recorded = self._renditions.decision(pool, policy, latest)
+            if recorded is not None and recorded.through < self._index.pool_through(pool):
+                window, through = await self._judge(pool, background=True)
+                if (window.low, window.high) == (recorded.window.low, recorded.window.high):
+                    self._renditions.extend(pool, policy, latest, through)
+                elif latest < LAST_VERSION:
+                    self._renditions.decide(pool, policy, Decision(latest + 1, through, window))
+                    latest += 1
+            # Another mount may have decided it first: what this kernel remembers is old all the same.
+            changed = changed or latest > 1
+        members = list(self.tree.members(pool))
+        if self._warm:
+            self._backlog.extend(entry.inode for _, entry in members if entry.size is None)
+            self._work.set()
+        return [(folder, entry.name) for folder, entry in members] if changed else []
+
+    def _look_ahead(self, inode: Inode) -> None:
+        """Somebody asks for sizes one by one, as `ls -l` and smbd do: render the next ones meanwhile."""
+        folder = self.tree.folder_of(inode)
+        if folder is None or not self._warm:
+            return
+        here = self.tree.cookie(inode)
+        through = self._ahead_through.get(folder, 0)
+        # Half of what was scheduled is still ahead: nothing to do yet.
+        if here < through and here != 0 and self._backlog:
+            return
+        listed = list(self.tree.listing(folder, here, AHEAD))
+        if not listed:
+            return
+        if len(self._ahead_through) > AHEAD:
+            self._ahead_through.clear()
+        self._ahead_through[folder] = listed[len(listed) // 2].cookie
+        self._backlog.extendleft(item.entry.inode for item in reversed(listed) if item.entry.size is None)
+        self._work.set()
+
+    async def _render_ahead(self) -> None:
+        while True:
+            if not self._backlog:
+                self._work = trio.Event()
+                await self._work.wait()
+                continue
+            inode = self._backlog.popleft()
+            picture = self.tree.picture(inode)
+            if picture is None or self._renditions.size(picture.key) is not None:
+                await trio.lowlevel.checkpoint()
+                continue
+            try:
+                await self.contents(inode, background=True)
+            except (RenderFailed, StoreUnavailable) as error:
+                log.info("original %d was not rendered ahead: %s", picture.key.original, error)

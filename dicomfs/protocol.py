@@ -1,0 +1,262 @@
+"""The language between the mount and its render workers: requests as JSON, answers as bounded raw bytes.
+
+    request   >II       job number, length of the JSON that follows
+    answer    >4sIBII   magic, job number, status, length of the text, length of the data; text; data
+
+The two directions are not alike. A request comes from the parent and is trusted. An answer comes from a
+process that has decoded bytes of strangers and may have been taken over: it is never unpickled, every
+length is bounded before a byte of it is kept, and whatever is not exactly one well-formed answer to the
+job at hand is `BrokenAnswer`, for which the only remedy is to kill the worker.
+
+Pure: no files, no processes, no trio. Used by `workers.py` (parent) and `worker.py` (child).
+"""
+
+import json
+import math
+import struct
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .model import PoolWindow, Recipe, Source
+
+MAGIC = b"dfw1"
+"""Changes with the protocol, so that a worker of another version is refused when it says it is ready."""
+READY_JOB = 0
+"""Job number of the answer `READY`; jobs count from 1."""
+MAX_JOB = 0xFFFF_FFFF
+MAX_TEXT_BYTES = 65_536
+MAX_DATA_BYTES = 256 << 20
+"""Largest picture that is accepted: more than 8 000 x 8 000 pixels of uncompressed RGB."""
+MAX_SENTENCE_CHARACTERS = 500
+
+_REQUEST_HEAD = struct.Struct(">II")
+_ANSWER_HEAD = struct.Struct(">4sIBII")
+
+
+class BrokenAnswer(Exception):
+    """The bytes are no answer to the job at hand: the worker is broken or worse and has to be killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """One frame into a picture; answered by `DONE` with the picture, or by `PERMANENT`."""
+
+    source: Source
+    recipe: Recipe
+    window: PoolWindow | None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRequest:
+    """One window for all members; answered by `DONE` with the window as text."""
+
+    members: tuple[Source, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRequest:
+    """Digest of the recipe's encoder; answered by `DONE` with the digest as text."""
+
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class NoticeRequest:
+    """A picture that shows a sentence; answered by `DONE` with the picture."""
+
+    recipe: Recipe
+    reason: str
+
+
+Request = RenderRequest | PoolRequest | ProbeRequest | NoticeRequest
+
+
+class Status(IntEnum):
+    """What a worker says about a job."""
+
+    READY = 1
+    """Once, unasked: limits are set, libraries are loaded."""
+    DONE = 2
+    PERMANENT = 3
+    """This can never be shown. Text: the reason; data: the notice picture (`RenderRequest` only)."""
+    PASSING = 4
+    """Not now: memory, I/O. Text: what happened."""
+    BUG = 5
+    """An exception that nobody expected, treated as passing. Text: its class and where, nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One message from a worker."""
+
+    job: int
+    status: Status
+    text: str = ""
+    data: bytes = b""
+
+
+def encode_request(request: Request) -> bytes:
+    """Body of a request, without its head: equal requests give equal bytes. Paths become absolute."""
+    match request:
+        case RenderRequest(source, recipe, window):
+            window_fields = None if window is None else asdict(window)
+            fields = {
+                "op": "render",
+                **_source_fields(source),
+                "recipe": asdict(recipe),
+                "window": window_fields,
+            }
+        case PoolRequest(members):
+            fields = {"op": "pool", "members": [_source_fields(member) for member in members]}
+        case ProbeRequest(recipe):
+            fields = {"op": "probe", "recipe": asdict(recipe)}
+        case NoticeRequest(recipe, reason):
+            fields = {"op": "notice", "recipe": asdict(recipe), "reason": reason}
+    return json.dumps(fields, separators=(",", ":")).encode("ascii")  # ASCII keeps undecodable path bytes
+
+
+def decode_request(body: bytes) -> Request:
+    """The inverse of `encode_request`; trusted, so a malformed body is an ordinary exception (a bug)."""
+    fields: dict[str, Any] = json.loads(body)
+    match fields["op"]:
+        case "render":
+            window = fields["window"]
+            return RenderRequest(
+                _source(fields), Recipe(**fields["recipe"]), None if window is None else PoolWindow(**window)
+            )
+        case "pool":
+            return PoolRequest(tuple(_source(member) for member in fields["members"]))
+        case "probe":
+            return ProbeRequest(Recipe(**fields["recipe"]))
+        case "notice":
+            return NoticeRequest(Recipe(**fields["recipe"]), fields["reason"])
+    raise ValueError(f"unknown operation {fields['op']!r}")
+
+
+def _source_fields(source: Source) -> dict[str, Any]:
+    return {"path": str(source.path.absolute()), "frame": source.frame}
+
+
+def _source(fields: dict[str, Any]) -> Source:
+    return Source(Path(fields["path"]), fields["frame"])
+
+
+def frame_request(job: int, body: bytes) -> bytes:
+    """What is written to a worker for one job."""
+    return _REQUEST_HEAD.pack(job, len(body)) + body
+
+
+def read_request(stream: BinaryIO) -> tuple[int, bytes] | None:
+    """Job number and body of the next request from a blocking stream; None at its end, even a torn one."""
+    head = stream.read(_REQUEST_HEAD.size)
+    if len(head) < _REQUEST_HEAD.size:
+        return None
+    job, length = _REQUEST_HEAD.unpack(head)
+    body = stream.read(length)
+    return (job, body) if len(body) == length else None
+
+
+def answer_parts(answer: Answer) -> tuple[bytes, bytes]:
+    """Head with text, and data, to be written one after the other (the data is not copied).
+
+    Raises ValueError when the parent would refuse the lengths.
+    """
+    text = answer.text.encode("utf-8", "backslashreplace")
+    if len(text) > MAX_TEXT_BYTES or len(answer.data) > MAX_DATA_BYTES:
+        raise ValueError(
+            f"answer of {len(text)} + {len(answer.data)} bytes is longer than the protocol allows"
+        )
+    head = _ANSWER_HEAD.pack(MAGIC, answer.job, answer.status, len(text), len(answer.data))
+    return head + text, answer.data
+
+
+class AnswerReader:
+    """Puts together the one answer that is due for one job, from whatever pieces arrive.
+
+    `max_data_bytes` bounds the picture. Memory grows with what has arrived, never with what was announced.
+    """
+
+    __slots__ = ("_buffer", "_head", "_job", "_max_data_bytes")
+
+    def __init__(self, job: int, max_data_bytes: int = MAX_DATA_BYTES) -> None:
+        self._job = job
+        self._max_data_bytes = max_data_bytes
+        self._buffer = bytearray()
+        self._head: tuple[Status, int, int] | None = None
+
+    def feed(self, piece: bytes) -> Answer | None:
+        """Take one piece; the answer once it is complete. Raises BrokenAnswer, once and for all."""
+        self._buffer += piece
+        if self._head is None:
+            if len(self._buffer) < _ANSWER_HEAD.size:
+                return None
+            self._head = self._check_head()
+        status, text_bytes, data_bytes = self._head
+        data_start = _ANSWER_HEAD.size + text_bytes
+        missing = data_start + data_bytes - len(self._buffer)
+        if missing < 0:
+            raise BrokenAnswer(f"{-missing} bytes beyond the answer")
+        if missing > 0:
+            return None
+        view = memoryview(self._buffer)
+        try:
+            text = str(view[_ANSWER_HEAD.size : data_start], "utf-8")
+        except UnicodeDecodeError as error:
+            raise BrokenAnswer("text is not UTF-8") from error
+        return Answer(self._job, status, text, bytes(view[data_start:]))
+
+    def _check_head(self) -> tuple[Status, int, int]:
+        magic, job, status, text_bytes, data_bytes = _ANSWER_HEAD.unpack_from(self._buffer)
+        if magic != MAGIC:
+            raise BrokenAnswer("magic number is wrong")
+        if job != self._job:
+            raise BrokenAnswer(f"answer to job {job} instead of {self._job}")
+        if (status == Status.READY) != (job == READY_JOB) or status not in _STATUSES:
+            raise BrokenAnswer(f"status {status} is not expected")
+        if text_bytes > MAX_TEXT_BYTES or data_bytes > self._max_data_bytes:
+            raise BrokenAnswer(f"announces {text_bytes} bytes of text and {data_bytes} of data")
+        return Status(status), text_bytes, data_bytes
+
+
+_STATUSES = frozenset(int(status) for status in Status)
+
+
+def sentence(text: str) -> str:
+    """Text from a worker made fit for a log or a reader: printable, on one line, bounded."""
+    line = " ".join(text[: 4 * MAX_SENTENCE_CHARACTERS].split())
+    return "".join(c if c.isprintable() else "?" for c in line)[:MAX_SENTENCE_CHARACTERS]
+
+
+def encode_window(window: PoolWindow) -> str:
+    """A pool's window as the text of an answer."""
+    return json.dumps(asdict(window))
+
+
+def decode_window(text: str) -> PoolWindow:
+    """A pool's window from the text of an answer, every field checked. Raises BrokenAnswer."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenAnswer("window is not JSON") from error
+    if not isinstance(fields, dict) or fields.keys() != {"low", "high", "reason"}:
+        raise BrokenAnswer("window has other fields")
+    low, high, reason = fields["low"], fields["high"], fields["reason"]
+    if not isinstance(reason, str):
+        raise BrokenAnswer("the window's reason is no text")
+    if low is None and high is None:
+        return PoolWindow(None, None, sentence(reason))
+    if not (_is_finite(low) and _is_finite(high) and low <= high):
+        raise BrokenAnswer("limits of the window are no pair of finite numbers")
+    return PoolWindow(float(low), float(high), sentence(reason))
+
+
+def _is_finite(value: object) -> bool:
+    """True for a JSON number that is a finite float; an integer too large for a float is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

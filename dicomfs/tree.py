@@ -1,0 +1,374 @@
+"""The tree, without FUSE: inodes, names, listings and attributes out of the index.
+
+    Patient/ExamDate/Series_Number_Image.jpg             one format: the root of the mount
+    jpg/Patient/…  dcm/Patient/…                          several: a folder each
+
+An inode is arithmetic on ids (see `Inode`): the same after a restart, never another object's, and never
+in need of being remembered. Everything here answers at once: it reads the index and what is known of
+renditions, and never renders, waits, or touches an original. Called by `present.py` and `fuse.py`.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.index import Folder, ImageRow, Index
+from dicomfs.model import Recipe, Source
+from dicomfs.naming import FileName, file_name, fold, parse_file_name
+from dicomfs.renditions import Key, Renditions
+
+FORMAT_CODES: Final = {"jpg": 1, "png": 2, "dcm": 6}
+"""Part of every inode: a code never changes its meaning. 3 to 5 are for tiff, bmp and gif."""
+_FORMAT_OF_CODE: Final = {code: name for name, code in FORMAT_CODES.items()}
+
+STORED: Final = "dcm"
+"""The format that is not rendered: the stored bytes."""
+
+
+class Kind(IntEnum):
+    """What an inode stands for."""
+
+    TOP = 0
+    PATIENT = 1
+    EXAM = 2
+    FILE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """The parts of an inode number.
+
+        bit  62..61  60..57  56..47   46..33  32..0
+             kind    format  version  frame   id
+
+    `version` is the pool version (0 for images that decide alone): a picture that changes becomes
+    another inode under the same name. `frame` counts from 1; 0 is a file that is not one of several
+    frames. The root is number 1, as FUSE wants it.
+    """
+
+    kind: Kind
+    id: int = 0
+    format: str = ""
+    frame: int = 0
+    version: int = 0
+
+    @property
+    def number(self) -> int:
+        """The inode as FUSE knows it."""
+        if self.kind is Kind.TOP and not self.format:
+            return 1
+        code = FORMAT_CODES[self.format]
+        return self.kind << 61 | code << 57 | self.version << 47 | self.frame << 33 | self.id
+
+    @classmethod
+    def of(cls, number: int) -> "Inode | None":
+        """The parts of a number; None when it cannot be one of ours."""
+        if number == 1:
+            return cls(Kind.TOP)
+        name = _FORMAT_OF_CODE.get(number >> 57 & 0xF)
+        if name is None or number >> 63:
+            return None
+        parts = cls(
+            Kind(number >> 61 & 3), number & (1 << 33) - 1, name, number >> 33 & 0x3FFF, number >> 47 & 0x3FF
+        )
+        return parts if parts.number == number else None
+
+
+LAST_VERSION: Final = 0x3FF
+"""A pool that has been decided this often keeps its last window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name in a folder, with what `stat` says of it."""
+
+    name: str
+    inode: Inode
+    is_folder: bool
+    size: int | None
+    """Bytes, exactly; None when the file must be rendered first to know."""
+    modified: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is needed to render one file of the tree."""
+
+    key: Key
+    source: Source
+    recipe: Recipe
+    pool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One step of a listing: continue after `cookie`."""
+
+    cookie: int
+    entry: Entry
+
+
+class Tree:
+    """One view of a store."""
+
+    def __init__(
+        self,
+        index: Index,
+        archive: Archive,
+        renditions: Renditions,
+        recipes: dict[str, tuple[Recipe, str]],
+        *,
+        formats: Sequence[str],
+        frames: int,
+    ) -> None:
+        """`recipes`: for each rendered format its recipe and the digest that stands for it in `Key`."""
+        self.formats = tuple(formats)
+        self._index = index
+        self._archive = archive
+        self._renditions = renditions
+        self._recipes = recipes
+        self._frames = frames
+
+    @property
+    def root(self) -> Inode:
+        """The inode of the root."""
+        return Inode(Kind.TOP)
+
+    def _format(self, inode: Inode) -> str:
+        """The format a folder shows; empty for the root of a mount with several."""
+        if inode.format:
+            return inode.format
+        return self.formats[0] if len(self.formats) == 1 else ""
+
+    @property
+    def policies(self) -> frozenset[str]:
+        """Window policies of the recipes in use."""
+        return frozenset(recipe.window for recipe, _ in self._recipes.values())
+
+    # Names -> entries
+
+    def lookup(self, parent: Inode, name: str) -> Entry | None:
+        """The entry of that exact name in a folder, or None."""
+        entry = self._find(parent, name)
+        return entry if entry is not None and entry.name == name else None
+
+    def real_name(self, parent: Inode, name: str) -> str | None:
+        """The spelling under which a folder has this name in any case, or None."""
+        entry = self._find(parent, name)
+        return entry.name if entry is not None else None
+
+    def _find(self, parent: Inode, name: str) -> Entry | None:
+        shown = self._format(parent)
+        if parent.kind is Kind.TOP and not shown:
+            found = next((f for f in self.formats if f == name.lower()), None)
+            return self._format_entry(found) if found else None
+        pictures = shown != STORED
+        if parent.kind is Kind.TOP:
+            return self._folder_entry(
+                Kind.PATIENT, self._index.patient_by_key(fold(name), pictures=pictures), shown
+            )
+        if parent.kind is Kind.PATIENT:
+            exam = self._index.exam_by_key(parent.id, fold(name), pictures=pictures)
+            return self._folder_entry(Kind.EXAM, exam, shown)
+        if parent.kind is Kind.EXAM:
+            return self._find_file(parent.id, name, shown)
+        return None
+
+    def _find_file(self, exam: int, name: str, shown: str) -> Entry | None:
+        stem, _, extension = name.rpartition(".")
+        parts = parse_file_name(f"{stem}.{extension.lower()}")
+        if parts is None or parts.extension != shown:
+            return None
+        row = self._index.image_by_name(
+            exam,
+            fold(parts.series),
+            parts.series_number,
+            parts.instance_number,
+            parts.suffix,
+            pictures=shown != STORED,
+        )
+        if row is None or parts.frame not in self._frame_numbers(row, shown):
+            return None
+        return self._file_entries([(row, parts.frame)], shown)[0]
+
+    # Inodes -> entries
+
+    def entry(self, inode: Inode) -> Entry | None:
+        """What `stat` says of an inode, or None when there is no such object in this view."""
+        if inode.kind is Kind.TOP:
+            return self._format_entry(inode.format) if inode.format else self._root_entry()
+        if inode.format not in self.formats:
+            return None
+        if inode.kind is Kind.PATIENT:
+            return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), inode.format)
+        if inode.kind is Kind.EXAM:
+            return self._folder_entry(Kind.EXAM, self._index.exam(inode.id), inode.format)
+        row = self._index.image(inode.id)
+        if row is None or inode.frame not in self._frame_numbers(row, inode.format):
+            return None
+        return self._file_entries([(row, inode.frame)], inode.format, inode.version)[0]
+
+    def _root_entry(self) -> Entry:
+        return Entry("", self.root, is_folder=True, size=0, modified=self._index.last_received())
+
+    def _format_entry(self, name: str) -> Entry:
+        modified = self._index.last_received()
+        return Entry(name, Inode(Kind.TOP, format=name), is_folder=True, size=0, modified=modified)
+
+    @staticmethod
+    def _folder_entry(kind: Kind, folder: Folder | None, shown: str) -> Entry | None:
+        if folder is None:
+            return None
+        return Entry(
+            folder.name, Inode(kind, folder.id, shown), is_folder=True, size=0, modified=folder.updated
+        )
+
+    def _frame_numbers(self, row: ImageRow, shown: str) -> range:
+        """Frame numbers under which an instance appears: 0 alone for one file."""
+        if shown == STORED or row.frames == 1:
+            return range(1)
+        return range(1, min(row.frames, self._frames) + 1)
+
+    def _file_entries(
+        self, files: Sequence[tuple[ImageRow, int]], shown: str, version: int | None = None
+    ) -> list[Entry]:
+        """Entries of (instance, frame number) pairs; `version` None: the current one."""
+        versions: dict[str, int] = {}
+        known: dict[tuple[int, int, int], int] = {}
+        if shown != STORED:
+            recipe, digest = self._recipes[shown]
+            if version is None:
+                pools = list({row.pool for row, _ in files if row.pool})
+                versions = self._renditions.versions(pools, recipe.window)
+            known = self._renditions.sizes(digest, list({row.original for row, _ in files}))
+        entries = []
+        for row, frame in files:
+            size: int | None
+            if shown == STORED:
+                of_file, size = 0, DATA_SET_OFFSET + row.size
+            else:
+                # What nobody has asked for yet will be decided as version 1.
+                of_file = version if version is not None else versions.get(row.pool, 1) if row.pool else 0
+                size = known.get((row.original, max(frame - 1, 0), of_file))
+            name = FileName(row.label, row.series_number, row.number, row.suffix, frame, shown)
+            inode = Inode(Kind.FILE, row.id, shown, frame, of_file)
+            # A picture that changed must look newer than before, and the same from every mount.
+            modified = row.modified + max(of_file - 1, 0)
+            entries.append(Entry(file_name(name), inode, is_folder=False, size=size, modified=modified))
+        return entries
+
+    # Listings
+
+    def listing(self, parent: Inode, after: int, most: int) -> Iterator[Listed]:
+        """Entries of a folder after a cookie (0: from the start), at most about `most`.
+
+        Cookies are made of ids, so a listing that goes on while images arrive neither repeats nor
+        misses what was there when it began.
+        """
+        shown = self._format(parent)
+        if parent.kind is Kind.TOP and not shown:
+            for place, name in enumerate(self.formats, 1):
+                if place > after:
+                    yield Listed(place, self._format_entry(name))
+        elif parent.kind is Kind.EXAM:
+            yield from self._list_files(parent, shown, after, most)
+        elif parent.kind in (Kind.TOP, Kind.PATIENT):
+            pictures = shown != STORED
+            if parent.kind is Kind.TOP:
+                kind, folders = Kind.PATIENT, self._index.patient_page(after, most, pictures=pictures)
+            else:
+                kind, folders = Kind.EXAM, self._index.exam_page(parent.id, after, most, pictures=pictures)
+            for folder in folders:
+                entry = self._folder_entry(kind, folder, shown)
+                if entry is not None:
+                    yield Listed(folder.id, entry)
+
+    def _list_files(self, exam: Inode, shown: str, after: int, most: int) -> Iterator[Listed]:
+        """A file's cookie is its instance id and frame number."""
+        first, done = after >> 14, after & 0x3FFF
+        files: list[tuple[ImageRow, int]] = []
+        for row in self._index.image_page(exam.id, first, most, pictures=shown != STORED):
+            numbers = self._frame_numbers(row, shown)
+            start = 0 if row.id != first or not after else done + 1
+            files += [(row, frame) for frame in numbers if frame >= start]
+            if len(files) >= most:
+                break
+        for entry in self._file_entries(files, shown):
+            yield Listed(self.cookie(entry.inode), entry)
+
+    # Contents
+
+    def stored_file(self, inode: Inode) -> Path | None:
+        """Path of the stored bytes behind a `dcm` file."""
+        row = self._index.image(inode.id) if inode.kind is Kind.FILE and inode.format == STORED else None
+        return self._archive.path(row.hash) if row else None
+
+    def picture(self, inode: Inode) -> Picture | None:
+        """What to render for a file that is not stored as such."""
+        if inode.kind is not Kind.FILE or inode.format not in self._recipes:
+            return None
+        row = self._index.image(inode.id)
+        if row is None or inode.frame not in self._frame_numbers(row, inode.format):
+            return None
+        recipe, digest = self._recipes[inode.format]
+        frame = max(inode.frame - 1, 0)
+        key = Key(digest, row.original, frame, inode.version)
+        return Picture(key, Source(self._archive.path(row.hash), frame), recipe, row.pool)
+
+    def disk(self) -> os.statvfs_result:
+        """Size and free space of the disk that holds the originals. Raises OSError."""
+        return os.statvfs(self._archive.root)
+
+    def pool_sources(self, pool: str, most: int, through: int | None = None) -> tuple[int, list[Source]]:
+        """Highest member id of a pool and at most `most` of its frames, evenly spaced in order of receipt."""
+        members = [row for row in self._index.pool_members(pool) if through is None or row.id <= through]
+        frames = [(row, frame) for row in members for frame in range(row.frames)]
+        step = max(len(frames) / most, 1.0)
+        chosen = [frames[int(place * step)] for place in range(min(len(frames), most))]
+        sources = [Source(self._archive.path(row.hash), frame) for row, frame in chosen]
+        return (members[-1].id if members else 0), sources
+
+    def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:
+        """(folder, entry) of every file of this view that shows a member of a pool, as it is now."""
+        rows = self._index.pool_members(pool)
+        for shown in self.formats:
+            if shown == STORED:
+                continue
+            for row in rows:
+                files = [(row, frame) for frame in self._frame_numbers(row, shown)]
+                for entry in self._file_entries(files, shown):
+                    yield Inode(Kind.EXAM, row.exam, shown), entry
+
+    def files_of(self, instance: int) -> list[Entry]:
+        """Every rendered file that shows one instance, in every format of this view."""
+        row = self._index.image(instance)
+        if row is None or not row.has_pixels:
+            return []
+        entries: list[Entry] = []
+        for shown in self.formats:
+            if shown != STORED:
+                entries += self._file_entries([(row, f) for f in self._frame_numbers(row, shown)], shown)
+        return entries
+
+    @staticmethod
+    def cookie(inode: Inode) -> int:
+        """The listing cookie of a file: `listing` after it gives what follows."""
+        return inode.id << 14 | inode.frame
+
+    def folder_of(self, inode: Inode) -> Inode | None:
+        """The exam that holds a file."""
+        row = self._index.image(inode.id) if inode.kind is Kind.FILE else None
+        return Inode(Kind.EXAM, row.exam, inode.format) if row else None
+
+    def parent(self, inode: Inode) -> Inode | None:
+        """The folder that holds a folder; for `..`."""
+        if inode.kind is Kind.EXAM:
+            patient = self._index.patient_of_exam(inode.id)
+            return Inode(Kind.PATIENT, patient, inode.format) if patient else None
+        several = len(self.formats) > 1 and inode.kind is Kind.PATIENT
+        return replace(Inode(Kind.TOP), format=inode.format if several else "")

@@ -1,0 +1,387 @@
+"""Choose a window: the decision table, from measured stored values and what the headers ask for.
+
+Pure: no files, no data sets. A header window is trusted where such headers are known to carry meaning
+and put to the test where scanners fill in each image's own extremes (MR). Otherwise the window comes
+from percentiles, pooled over all images that share one grey scale, so that a cine neither flickers
+nor drowns in one bright vessel. Called by `render`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dicomfs.display import Display
+from dicomfs.grey import Floats, Lut, Modality, Rescale, Voi, Window, modality_values
+from dicomfs.model import PoolWindow
+
+HEADER = PoolWindow(None, None, "header")
+HEADROOM = 1.1
+"""Rule A ends a tenth above P99.9: half the clipped blood for a tenth of the contrast."""
+MINMAX_TOLERANCE = 0.03
+STEADY_WIDTHS = 1.25
+FULL_RANGE = 0.95
+AIR_HU = -1024.0
+PADDING_SHARE = 0.5
+"""Share of the outermost pixels that must have one value for it to be border and not image."""
+HEAD_PARTS = ("HEAD", "BRAIN", "SKULL")
+
+_RADIOGRAPHS = ("CR", "DX", "MG", "IO", "PX")
+_X_RAY_RUNS = ("XA", "RF")
+_MEASURED = ("MR", "NM", "PT", "RTDOSE", "SEG")
+"""Modalities whose rule looks at pixels whatever the header says."""
+_PHASE_TYPES = frozenset({"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"})
+_PALE_BITS = 8
+"""Up to here values are meant for the screen as they are."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """One frame of a pool: its header's wishes and its histogram without padding."""
+
+    display: Display
+    stored: Floats
+    """Distinct stored values, ascending."""
+    counts: NDArray[np.int64]
+    border: float | None
+    """The stored value of a collimator's or shutter's shadow, if there is one."""
+
+    @property
+    def values(self) -> Floats:
+        """Modality values, in the order of `stored`."""
+        return modality_values(self.stored, self.display.transformation)
+
+
+def measure(codes: NDArray[Any], levels: NDArray[np.int32] | None, display: Display) -> Member:
+    """Histogram of one frame, `codes` and `levels` as in `pixels.Grey`; constant frames are fine."""
+    if levels is None:
+        found, counts = np.unique(codes[np.isfinite(codes)], return_counts=True)
+        stored, ring = found.astype(np.float64), _ring(codes).astype(np.float64)
+    else:
+        histogram = np.bincount(codes.ravel(), minlength=levels.size)
+        used = np.flatnonzero(histogram)
+        stored, counts = levels[used].astype(np.float64), histogram[used]
+        order = np.argsort(stored, kind="stable")
+        stored, counts = stored[order], counts[order]
+        ring = levels[_ring(codes)].astype(np.float64)
+    keep = _is_image(stored, display)
+    if keep.any():
+        stored, counts = stored[keep], counts[keep]
+    border = _border(ring) if display.modality in _RADIOGRAPHS + _X_RAY_RUNS else None
+    return Member(display, stored, counts.astype(np.int64), border)
+
+
+def _is_image(stored: Floats, display: Display) -> NDArray[np.bool_]:
+    keep = np.ones(stored.shape, bool)
+    if display.padding is not None:
+        keep &= (stored < display.padding[0]) | (stored > display.padding[1])
+    if display.modality == "CT":
+        keep &= modality_values(stored, display.transformation) >= AIR_HU
+    return keep
+
+
+def _ring(codes: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([codes[0], codes[-1], codes[:, 0], codes[:, -1]])
+
+
+def _border(ring: Floats) -> float | None:
+    values, counts = np.unique(ring, return_counts=True)
+    most = int(np.argmax(counts))
+    return float(values[most]) if counts[most] > PADDING_SHARE * ring.size else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Histogram of modality values over several frames."""
+
+    values: Floats
+    counts: NDArray[np.int64]
+
+    def percentile(self, percent: float) -> float:
+        """The least value with at least `percent` of all pixels at or below it; 0 for no pixels."""
+        if not self.values.size:
+            return 0.0
+        cumulated = np.cumsum(self.counts)
+        at = int(np.searchsorted(cumulated, percent / 100 * float(cumulated[-1])))
+        return float(self.values[min(at, self.values.size - 1)])
+
+
+def _pool(members: Sequence[Member], *, without_border: bool = False) -> Pool:
+    values, counts = [], []
+    for member in members:
+        keep = np.isfinite(member.values)
+        if without_border and member.border is not None:
+            inside = keep & (member.stored != member.border)
+            keep = inside if inside.any() else keep
+        values.append(member.values[keep])
+        counts.append(member.counts[keep])
+    joined = np.concatenate(values)
+    order = np.argsort(joined, kind="stable")
+    return Pool(joined[order], np.concatenate(counts)[order])
+
+
+# ---------------------------------------------------------------- the header's window
+
+
+def own(display: Display, measured: Callable[[], Member]) -> tuple[Modality, Voi] | None:
+    """The frame's own header window and the units it is meant in; None when it has no usable one.
+
+    Philips MR and PET headers may carry a rescale that was added without adapting the window: one that
+    lies off the modality values but on the stored values is meant for those. `measured` is asked only
+    where that is possible.
+    """
+    if not display.windows:
+        return None
+    voi = display.windows[-1] if display.modality in _RADIOGRAPHS else display.windows[0]
+    if not isinstance(voi, Window):
+        return display.transformation, voi
+    if display.bits <= _PALE_BITS and _is_identity(voi):
+        return None
+    if _is_trusted(display) or display.transformation == Rescale():
+        return display.transformation, voi
+    member = measured()
+    if not _overlaps(voi, member.values, member.counts) and _overlaps(voi, member.stored, member.counts):
+        return Rescale(), voi
+    return display.transformation, voi
+
+
+def _is_trusted(display: Display) -> bool:
+    """Modalities whose window is never put to the test, because it is chosen with meaning."""
+    return (
+        display.modality in {"CT", *_RADIOGRAPHS, *_X_RAY_RUNS, "MAP", "RTIMAGE"}
+        or display.bits <= _PALE_BITS
+    )
+
+
+def _is_identity(window: Window) -> bool:
+    low, high = window.limits
+    return abs(low) <= 1.5 and abs(high - 255) <= 2.5  # 127/254, 127.5/255, 128/256
+
+
+def _overlaps(window: Window, values: Floats, counts: NDArray[np.int64]) -> bool:
+    order = np.argsort(values, kind="stable")
+    pool = Pool(values[order], counts[order])
+    low, high = window.limits
+    return high > pool.percentile(0.1) and low < pool.percentile(99.9)
+
+
+def _own(member: Member) -> tuple[Modality, Voi] | None:
+    return own(member.display, lambda: member)
+
+
+def _says_enough(members: Sequence[Member]) -> bool:
+    """True when the images' own windows are to be used: every one valid, informative, steady."""
+    windows = [(*found, member) for member in members if (found := _own(member)) is not None]
+    if len(windows) < len(members):
+        return False
+    if _is_trusted(members[0].display) or any(isinstance(voi, Lut) for _, voi, _ in windows):
+        return True
+    tested = [
+        (voi, modality_values(m.stored, units), m) for units, voi, m in windows if isinstance(voi, Window)
+    ]
+    if 2 * sum(_is_uninformative(*one) for one in tested) > len(tested):
+        return False
+    widths = [window.width for window, _, _ in tested]
+    return max(widths) <= STEADY_WIDTHS * min(widths)
+
+
+def _is_uninformative(window: Window, values: Floats, member: Member) -> bool:
+    """A window that says nothing: the image's own extremes, the whole bit range, or beside the image."""
+    if not values.size:
+        return True
+    low, high = window.limits
+    least, most = float(values.min()), float(values.max())
+    tolerance = MINMAX_TOLERANCE * (most - least) + 1  # one more: LINEAR is half a step narrower
+    if abs(low - least) <= tolerance and abs(high - most) <= tolerance:
+        return True
+    if not _overlaps(window, values, member.counts):
+        return True
+    order = np.argsort(values, kind="stable")
+    pool = Pool(values[order], member.counts[order])
+    ends = modality_values(np.array(member.display.stored_range), member.display.transformation)
+    bit_range = float(abs(ends[1] - ends[0]))
+    covered = pool.percentile(99.9) - pool.percentile(0.1)
+    return window.width >= FULL_RANGE * bit_range and covered < 0.5 * bit_range
+
+
+# ---------------------------------------------------------------- windows from the pixels
+
+
+def _over(members: Sequence[Member]) -> str:
+    return f" over {len(members)} images" if len(members) > 1 else ""
+
+
+def _between(low: float, high: float, pool: Pool, reason: str) -> PoolWindow:
+    """A window, opened to the extremes when the percentiles fall together (a small object on nothing)."""
+    if high <= low and pool.values.size:
+        low, high, reason = float(pool.values[0]), float(pool.values[-1]), "minimum to maximum"
+    return PoolWindow(low, high, reason)
+
+
+def _adaptive(members: Sequence[Member]) -> PoolWindow:
+    """Rule A: P0.1 to P99.9 and a tenth above; collimator borders left out where there can be any."""
+    pool = _pool(members, without_border=True)
+    low, high = pool.percentile(0.1), pool.percentile(99.9)
+    high = low + HEADROOM * (high - low)
+    return _between(low, high, pool, f"P0.1-P99.9 + 10 %{_over(members)}")
+
+
+def _percentiles(members: Sequence[Member], low: float, high: float) -> PoolWindow:
+    pool = _pool(members, without_border=True)
+    reason = f"P{low:g}-P{high:g}{_over(members)}"
+    return _between(pool.percentile(low), pool.percentile(high), pool, reason)
+
+
+def _from_zero(members: Sequence[Member], percent: float, headroom: float) -> PoolWindow:
+    pool = _pool(members)
+    high = headroom * pool.percentile(percent)
+    if high <= 0:
+        return _between(0.0, float(pool.values[-1]) if pool.values.size else 0.0, pool, "0 to maximum")
+    return PoolWindow(0.0, high, f"0 to P{percent:g}{_over(members)}")
+
+
+def _body(members: Sequence[Member]) -> PoolWindow:
+    """P1-P99 of the foreground: above Otsu's threshold on logarithms, so that bright does not eat dim."""
+    pool = _pool(members)
+    if pool.values.size > 2:
+        logarithms = np.log1p(pool.values - pool.values[0])
+        bright = logarithms > _otsu(logarithms, pool.counts)
+        share = pool.counts[bright].sum() / pool.counts.sum()
+        if 0.02 < share < 0.98:
+            pool = Pool(pool.values[bright], pool.counts[bright])
+    return _between(pool.percentile(1), pool.percentile(99), pool, f"P1-P99 of the body{_over(members)}")
+
+
+def _otsu(values: Floats, counts: NDArray[np.int64]) -> float:
+    """The threshold between two classes of greatest variance between them; `values` ascending."""
+    below = np.cumsum(counts)[:-1].astype(np.float64)
+    above = counts.sum() - below
+    moment = np.cumsum(values * counts)
+    mean_below, mean_above = moment[:-1] / below, (moment[-1] - moment[:-1]) / above
+    return float(values[:-1][np.argmax(below * above * (mean_below - mean_above) ** 2)])
+
+
+def _identity(display: Display) -> PoolWindow:
+    low, high = sorted(modality_values(np.array(display.stored_range), display.transformation).tolist())
+    return PoolWindow(low, high, f"{display.bits} bits as they are")
+
+
+# ---------------------------------------------------------------- the decision table, a row each
+
+
+def _mr(members: Sequence[Member]) -> PoolWindow:
+    display = members[0].display
+    ends = modality_values(np.array(display.stored_range), display.transformation)
+    if _says_enough(members):
+        return HEADER
+    if ends.min() < 0 and _PHASE_TYPES & set(display.image_type[2:]):
+        pool = _pool(members)
+        extremes = ends if display.bits <= 12 else np.array([pool.percentile(0.1), pool.percentile(99.9)])
+        half = float(np.abs(extremes).max()) or 1.0
+        return PoolWindow(-half, half, "phase: symmetric about 0")
+    return _adaptive(members)
+
+
+def _ct(members: Sequence[Member]) -> PoolWindow:
+    display = members[0].display
+    if _says_enough(members):
+        return HEADER
+    if display.bits <= _PALE_BITS:
+        return _identity(display)
+    if display.secondary_capture or "LOCALIZER" in display.image_type:
+        return _body(members)
+    units = display.transformation
+    hounsfield = (isinstance(units, Rescale) and units.intercept <= -900) or any(
+        member.values.size and member.values.min() < -200 for member in members
+    )
+    if not hounsfield:
+        return _adaptive(members)
+    if any(part in display.body_part for part in HEAD_PARTS):
+        return PoolWindow(35 - 55, 35 + 55, "CT head: 35/110")
+    return PoolWindow(40 - 200, 40 + 200, "CT body: 40/400")
+
+
+def _nm(members: Sequence[Member]) -> PoolWindow:
+    return _from_zero(members, 99.9, HEADROOM)
+
+
+def _pt(members: Sequence[Member]) -> PoolWindow:
+    scale = members[0].display.suv_scale
+    if scale is not None:
+        return PoolWindow(0.0, 5 / scale, "0 to 5 SUV")
+    if _says_enough(members):
+        return HEADER
+    return _from_zero(members, 99.5, 1.0)
+
+
+def _radiograph(members: Sequence[Member]) -> PoolWindow:
+    display = members[0].display
+    if _says_enough(members):
+        return HEADER
+    if display.bits <= _PALE_BITS:
+        return _identity(display)
+    return _adaptive(members) if display.for_processing else _percentiles(members, 0.5, 99.5)
+
+
+def _dose(members: Sequence[Member]) -> PoolWindow:
+    return _from_zero(members, 100, 1.0)
+
+
+def _segmentation(members: Sequence[Member]) -> PoolWindow:
+    display = members[0].display
+    most = display.full_scale or max((float(member.stored.max(initial=1)) for member in members), default=1.0)
+    return PoolWindow(0.0, max(most, 1.0), "0 to maximum")
+
+
+def _map(members: Sequence[Member]) -> PoolWindow:
+    if _says_enough(members):
+        return HEADER
+    return _percentiles(members, 0.1, 99.9)
+
+
+def _other(members: Sequence[Member]) -> PoolWindow:
+    """XA and RF too: their headers are trusted and their borders left out, nothing else differs."""
+    if _says_enough(members):
+        return HEADER
+    display = members[0].display
+    return _identity(display) if display.bits <= _PALE_BITS else _adaptive(members)
+
+
+_RULES: dict[str, Callable[[Sequence[Member]], PoolWindow]] = {
+    "MR": _mr,
+    "CT": _ct,
+    "NM": _nm,
+    "PT": _pt,
+    "RTDOSE": _dose,
+    "SEG": _segmentation,
+    "MAP": _map,
+    **dict.fromkeys(_RADIOGRAPHS, _radiograph),
+}
+
+
+def from_header(display: Display) -> PoolWindow | None:
+    """What `decide` would say of such frames without a look at their pixels; None when it needs one."""
+    if display.modality == "PT" and display.suv_scale is not None:
+        return PoolWindow(0.0, 5 / display.suv_scale, "0 to 5 SUV")
+    if display.modality in _MEASURED or not _is_trusted(display):
+        return None
+    if own(display, _unasked) is not None:
+        return HEADER
+    return _identity(display) if display.bits <= _PALE_BITS else None
+
+
+def _unasked() -> Member:
+    raise AssertionError("a trusted header needs no measurement")
+
+
+def decide(members: Sequence[Member]) -> PoolWindow:
+    """The window of all `members`: their common range in modality units, or each one's own header window."""
+    if not members:
+        return PoolWindow(None, None, "none of the images can be read")
+    with np.errstate(all="ignore"):
+        decided = _RULES.get(members[0].display.modality, _other)(members)
+    if decided.low is not None and not np.isfinite([decided.low, decided.high]).all():
+        return PoolWindow(0.0, 1.0, "no finite values")
+    return decided

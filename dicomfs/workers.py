@@ -1,0 +1,525 @@
+"""Rendering in worker processes: who renders what, and when; bounded, with priorities and a time limit.
+
+`Workers` owns up to `count` processes of `worker.py`, each with one job at a time. What somebody waits
+for goes before background work, and with two or more workers one is never given background work, so
+that nobody waits behind it. A process that is silent too long, dies or talks nonsense is killed and
+replaced. It never decodes a picture, opens an original, or keeps a result: that is `cache.py`.
+Used by the mount; everything here belongs to trio's thread.
+
+Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled leaves the queue.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import trio
+
+from .errors import DicomfsError, NotDisplayable, RenderFailed
+from .model import PoolWindow, Recipe, Source
+from .protocol import (
+    READY_JOB,
+    Answer,
+    AnswerReader,
+    BrokenAnswer,
+    NoticeRequest,
+    PoolRequest,
+    ProbeRequest,
+    RenderRequest,
+    Request,
+    Status,
+    decode_window,
+    encode_request,
+    frame_request,
+    sentence,
+)
+
+log = logging.getLogger(__name__)
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "dicomfs.worker")
+"""`-P`: nothing that lies in the current folder is imported."""
+REAP_LIMIT_S = 5.0
+"""How long a killed process may take to vanish; longer only when it hangs in the kernel."""
+DEATH_LIMIT_S = 1.0
+"""From the end of a process's output to the end of the process."""
+PIPE_BYTES = 1 << 20
+"""Capacity of the answer pipe: most pictures arrive in one piece."""
+LAST_WORDS_CHARACTERS = 4_000
+START_FAILURES_IN_A_ROW = 3
+"""So many, after a good start, and `Workers.run` gives up: the installation changed under our feet."""
+
+
+class WorkerStartFailed(DicomfsError):
+    """A render worker does not start: the installation is broken, or the memory limit is too small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A picture."""
+
+    data: bytes
+    failure: str | None = None
+    """Why the frame can never be shown, when the picture is the notice that says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """What has happened since the start, and what is going on."""
+
+    done: int
+    """Jobs with a result, notices among them."""
+    failed: int
+    """Jobs that ended in `RenderFailed`, those out of time among them."""
+    crashed: int
+    """Processes that died or talked nonsense with a job in their hands."""
+    timed_out: int
+    waiting: int
+    running: int
+    processes: int
+
+
+class _Died(Exception):
+    """The process closed its output before the answer was complete."""
+
+
+class _Process:
+    """One worker process, seen from the parent; used by one task at a time."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._pipes = [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None]
+        self._in, self._out, self._err = (pipe.fileno() for pipe in self._pipes)
+        self._pidfd = os.pidfd_open(process.pid)
+        self.pid = process.pid
+        self.jobs = 0
+        for number in (self._in, self._out, self._err):
+            os.set_blocking(number, False)
+        with suppress(OSError):  # the user's share of pipe memory is used up: slower, not wrong
+            fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+
+    @classmethod
+    async def start(cls, command: Sequence[str], memory_bytes: int, limit_s: float) -> Self:
+        """A process that has said it is ready. Raises WorkerStartFailed with what it printed."""
+        # Started in this thread and not in one of trio's: the kernel ends the worker with the *thread* that
+        # started it, and trio's threads end when they have been idle for some seconds.
+        try:
+            self = cls(_spawn((*command, str(memory_bytes), str(os.getpid()))))
+        except OSError as error:
+            raise WorkerStartFailed(f"The render worker cannot be started: {error}") from error
+        why = f"not ready within {limit_s:g} s"
+        try:
+            with trio.move_on_after(limit_s):
+                if (await self._read(AnswerReader(READY_JOB, 0))).status is Status.READY:
+                    return self
+        except _Died:
+            why = await self.how_it_ended()
+        except BrokenAnswer as error:
+            why = str(error)
+        except BaseException:
+            await self.end()
+            raise
+        words = self.last_words()
+        await self.end()
+        raise WorkerStartFailed(f"The render worker does not start ({why}): {words}")
+
+    async def ask(self, body: bytes) -> Answer:
+        """Do one job. Raises _Died, BrokenAnswer; after these and after cancellation, `end` it."""
+        self.jobs += 1
+        await self._write(frame_request(self.jobs, body))
+        return await self._read(AnswerReader(self.jobs))
+
+    async def _write(self, request: bytes) -> None:
+        rest = memoryview(request)
+        while rest:
+            try:
+                rest = rest[os.write(self._in, rest) :]
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._in)
+            except BrokenPipeError:
+                raise _Died from None
+
+    async def _read(self, reader: AnswerReader) -> Answer:
+        while True:
+            try:
+                piece = os.read(self._out, PIPE_BYTES)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._out)
+                continue
+            if not piece:
+                raise _Died
+            if (answer := reader.feed(piece)) is not None:
+                return answer
+
+    def has_ended(self) -> bool:
+        """True when the process is gone, whoever ended it."""
+        return self._process.poll() is not None
+
+    async def how_it_ended(self) -> str:
+        """Name of the signal or exit code, for a process that has closed its output."""
+        with trio.move_on_after(DEATH_LIMIT_S):
+            await trio.lowlevel.wait_readable(self._pidfd)
+        code = self._process.poll()
+        if code is None:
+            return "closed its output"
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def last_words(self) -> str:
+        """The end of what it wrote on standard error: of a start, or the trace of a crash."""
+        try:
+            words = os.read(self._err, PIPE_BYTES).decode("utf-8", "replace")
+        except BlockingIOError:
+            return "(silence)"
+        return "".join(
+            c if c.isprintable() or c == "\n" else "?" for c in words[-LAST_WORDS_CHARACTERS:]
+        ).strip()
+
+    async def end(self) -> None:
+        """Kill it if it lives, and reap it. *Cancellation*: shielded, at most `REAP_LIMIT_S`."""
+        self._process.kill()
+        with trio.move_on_after(REAP_LIMIT_S, shield=True):
+            await trio.lowlevel.wait_readable(self._pidfd)
+        if self._process.poll() is None:
+            log.error("Render worker %d does not die: it hangs in the kernel", self.pid)
+        os.close(self._pidfd)
+        for pipe in self._pipes:
+            pipe.close()
+
+
+def _spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a process with three pipes, out of reach of Ctrl-C, with an environment of its own."""
+    inherited = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
+    env = {name: os.environ[name] for name in inherited if name in os.environ}
+    # The package may have been found in a way that a child does not inherit, such as `sys.path` of a test.
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), env.get("PYTHONPATH"))))
+    env["LC_ALL"] = "C.UTF-8"
+    for library in (
+        "OPENBLAS",
+        "OMP",
+        "MKL",
+    ):  # threads reserve address space and buy nothing: jobs run in parallel
+        env[f"{library}_NUM_THREADS"] = "1"
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=env, process_group=0
+    )
+
+
+@dataclass(eq=False, slots=True)
+class _Job:
+    body: bytes
+    background: bool
+    crashes: int = 0
+    abandoned: bool = False
+    """Nobody waits for it any more."""
+    outcome: Answer | RenderFailed | NotDisplayable | None = None
+    finished: trio.Event = field(default_factory=trio.Event)
+
+
+@dataclass(eq=False, slots=True)
+class _Idle:
+    """A process with nothing to do, and the job that it is given."""
+
+    job: _Job | None = None
+    called: trio.Event = field(default_factory=trio.Event)
+
+
+class Workers:
+    """Up to `count` render processes of at most `memory_bytes` address space each.
+
+    A job may take `time_limit_s`, the start of a process `start_limit_s`. A process is replaced after
+    `recycle_after` jobs, because decoders leak. `command` is for tests.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        memory_bytes: int,
+        time_limit_s: float,
+        *,
+        start_limit_s: float = 60,
+        recycle_after: int = 5_000,
+        command: Sequence[str] = WORKER_COMMAND,
+    ) -> None:
+        self._count = count
+        self._memory_bytes = memory_bytes
+        self._time_limit_s = time_limit_s
+        self._start_limit_s = start_limit_s
+        self._recycle_after = recycle_after
+        self._command = command
+        self._interactive: deque[_Job] = deque()
+        self._background: deque[_Job] = deque()
+        self._running: set[_Job] = set()
+        self._idle: list[_Idle] = []
+        self._cold: list[trio.Event] = []
+        self._closed = False
+        self._start_failures = 0
+        self._broken: WorkerStartFailed | None = None
+        self._processes = self._done = self._failed = self._crashed = self._timed_out = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the processes until cancelled; `started` when the first is ready, the others on demand.
+
+        Raises WorkerStartFailed when the first cannot start, or later several in a row.
+        *Cancellation*: every process is killed, every job still waited for ends in RenderFailed.
+        """
+        try:
+            first = await self._start()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._slot, first, nursery.cancel_scope)
+                for _ in range(self._count - 1):
+                    nursery.start_soon(self._slot, None, nursery.cancel_scope)
+                task_status.started()
+            if self._broken is not None:
+                raise self._broken
+        finally:
+            self._closed = True
+            for job in (*self._interactive, *self._background, *self._running):
+                self._finish(job, RenderFailed("Rendering has stopped"))
+            self._interactive.clear()
+            self._background.clear()
+
+    async def render(
+        self, source: Source, recipe: Recipe, window: PoolWindow | None, *, background: bool = False
+    ) -> Rendered:
+        """One frame as a picture, or the notice that says why it can never be one.
+
+        A job that crashes its process twice, the second time a fresh one, can never be shown either.
+        Raises RenderFailed: time-out, memory, I/O, a bug of ours.
+        *Cancellation*: the job leaves the queue; if it already runs it runs to its end, unheard.
+        """
+        try:
+            answer = await self._ask(RenderRequest(source, recipe, window), background=background)
+            failure = sentence(answer.text) if answer.status is Status.PERMANENT else None
+        except NotDisplayable as error:
+            failure = str(error)
+            answer = await self._ask_surely(NoticeRequest(recipe, failure), background=background)
+        if not answer.data:
+            raise RenderFailed("The render worker answered without a picture")
+        return Rendered(answer.data, failure)
+
+    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:
+        """The window of a pool. Raises NotDisplayable (a member crashes the decoder), RenderFailed.
+
+        *Cancellation*: as for `render`.
+        """
+        answer = await self._ask(PoolRequest(tuple(members)), background=background)
+        if answer.status is Status.PERMANENT:
+            raise NotDisplayable(sentence(answer.text))
+        try:
+            return decode_window(answer.text)
+        except BrokenAnswer as error:
+            raise RenderFailed(f"The render worker answered nonsense: {error}") from error
+
+    async def probe(self, recipe: Recipe) -> str:
+        """Digest of what the recipe's encoder makes of probe images. Raises RenderFailed.
+
+        *Cancellation*: as for `render`.
+        """
+        return sentence((await self._ask_surely(ProbeRequest(recipe), background=False)).text)
+
+    def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
+        """Somebody waits for what was asked for as background work: if it has not begun, it goes first."""
+        body = encode_request(RenderRequest(source, recipe, window))
+        for job in self._background:
+            if job.body == body:
+                self._background.remove(job)
+                job.background = False
+                self._interactive.append(job)
+                self._dispatch()
+                return
+
+    def statistics(self) -> Statistics:
+        """Counters and gauges of this moment."""
+        return Statistics(
+            done=self._done,
+            failed=self._failed,
+            crashed=self._crashed,
+            timed_out=self._timed_out,
+            waiting=len(self._interactive) + len(self._background),
+            running=len(self._running),
+            processes=self._processes,
+        )
+
+    # -- the side of the callers
+
+    async def _ask(self, request: Request, *, background: bool) -> Answer:
+        """Queue a request and wait: an answer, `DONE` or `PERMANENT`; NotDisplayable after two crashes."""
+        if self._closed:
+            raise RenderFailed("Rendering has stopped")
+        job = _Job(encode_request(request), background)
+        self._queue(job).append(job)
+        self._dispatch()
+        try:
+            await job.finished.wait()
+        except trio.Cancelled:
+            job.abandoned = True
+            if job in self._queue(job):
+                self._queue(job).remove(job)
+            raise
+        if isinstance(job.outcome, Answer):
+            return job.outcome
+        assert job.outcome is not None  # noqa: S101 - set before `finished`
+        raise job.outcome
+
+    async def _ask_surely(self, request: Request, *, background: bool) -> Answer:
+        """As `_ask`, for what depends on no data set and so cannot fail for good."""
+        try:
+            answer = await self._ask(request, background=background)
+        except NotDisplayable as error:
+            raise RenderFailed(str(error)) from error
+        if answer.status is Status.PERMANENT:
+            raise RenderFailed(sentence(answer.text))
+        return answer
+
+    def _queue(self, job: _Job) -> deque[_Job]:
+        return self._background if job.background else self._interactive
+
+    def _next(self) -> _Job | None:
+        """The job that may run now and goes first; it stays in its queue."""
+        if self._interactive:
+            return self._interactive[0]
+        busy = sum(job.background for job in self._running)
+        return self._background[0] if self._background and busy < max(1, self._count - 1) else None
+
+    def _dispatch(self) -> None:
+        """Give jobs to idle processes; if none is idle have one more started."""
+        while (job := self._next()) is not None:
+            if not self._idle:
+                if self._cold:
+                    self._cold.pop().set()
+                return
+            idle = self._idle.pop()
+            self._queue(job).popleft()
+            self._running.add(job)
+            idle.job = job
+            idle.called.set()
+
+    def _finish(self, job: _Job, outcome: Answer | RenderFailed | NotDisplayable) -> None:
+        self._running.discard(job)
+        if isinstance(outcome, RenderFailed):
+            self._failed += not job.abandoned
+        else:
+            self._done += 1
+        job.outcome = outcome
+        job.finished.set()
+
+    # -- the side of the processes
+
+    async def _slot(self, process: _Process | None, everything: trio.CancelScope) -> None:
+        """One place for a process: start it on demand, use it, replace it."""
+        retry: _Job | None = None
+        if process is None:
+            await self._wait_for_demand()
+        while True:
+            if process is None:
+                try:
+                    process = await self._start()
+                except WorkerStartFailed as error:
+                    log.warning("%s", error)
+                    if self._start_failures >= START_FAILURES_IN_A_ROW:
+                        self._broken = error
+                        everything.cancel()
+                    if retry is not None:
+                        self._finish(retry, RenderFailed("No render worker could be started"))
+                        retry = None
+                    await self._wait_for_demand()
+                    continue
+            try:
+                retry = await self._use(process, retry)
+            finally:
+                self._processes -= 1
+                await process.end()
+            process = None
+
+    async def _wait_for_demand(self) -> None:
+        demand = trio.Event()
+        self._cold.append(demand)
+        self._dispatch()
+        await demand.wait()
+
+    async def _start(self) -> _Process:
+        try:
+            process = await _Process.start(self._command, self._memory_bytes, self._start_limit_s)
+        except WorkerStartFailed:
+            self._start_failures += 1
+            raise
+        self._start_failures = 0
+        self._processes += 1
+        return process
+
+    async def _use(self, process: _Process, job: _Job | None) -> _Job | None:
+        """Work until the process has to be replaced; the job that is to be tried again in the next one."""
+        while process.jobs < self._recycle_after:
+            if job is None:
+                job = await self._take()
+            if process.has_ended():  # killed while idle: not the job's fault
+                self._running.discard(job)
+                self._queue(job).appendleft(job)
+                self._dispatch()
+                return None
+            if job.abandoned:
+                self._finish(job, RenderFailed("Nobody waits"))
+            elif not await self._perform(process, job):
+                return None if job.finished.is_set() else job
+            self._dispatch()  # an end of background work may let more of it begin elsewhere
+            job = None
+        return None
+
+    async def _take(self) -> _Job:
+        idle = _Idle()
+        self._idle.append(idle)
+        self._dispatch()
+        await idle.called.wait()
+        assert idle.job is not None  # noqa: S101 - set before `called`
+        return idle.job
+
+    async def _perform(self, process: _Process, job: _Job) -> bool:
+        """Do one job; False when the process is of no more use."""
+        with trio.move_on_after(self._time_limit_s):
+            try:
+                answer = await process.ask(job.body)
+            except (_Died, BrokenAnswer) as error:
+                await self._crash(process, job, error)
+                return False
+            self._finish(job, _judge(answer))
+            return True
+        self._timed_out += 1
+        log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
+        self._finish(job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
+        return False
+
+    async def _crash(self, process: _Process, job: _Job, error: _Died | BrokenAnswer) -> None:
+        """Once may be the fault of an earlier job: the first crash is forgiven, the second ends the job."""
+        self._crashed += 1
+        job.crashes += 1
+        how = await process.how_it_ended() if isinstance(error, _Died) else sentence(str(error))
+        log.warning("Render worker %d failed in a job: %s", process.pid, how)
+        log.debug("Last words of render worker %d: %s", process.pid, process.last_words())
+        if job.abandoned:
+            self._finish(job, RenderFailed("Nobody waits"))
+        elif job.crashes == 1:
+            return
+        elif how == signal.SIGKILL.name:  # not a thing that decoders do: the kernel, out of memory
+            self._finish(job, RenderFailed("The render worker was killed"))
+        else:
+            self._finish(job, NotDisplayable(f"The decoder crashed on this image ({how})"))
+
+
+def _judge(answer: Answer) -> Answer | RenderFailed:
+    """What the caller gets for an answer that came back whole."""
+    text = sentence(answer.text)
+    if answer.status is Status.BUG:
+        log.error("Bug in rendering: %s", text)
+        return RenderFailed(f"Rendering failed by a fault of the program: {text}")
+    if answer.status is Status.PASSING:
+        return RenderFailed(f"Rendering failed: {text}")
+    return answer

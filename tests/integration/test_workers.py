@@ -1,0 +1,684 @@
+"""Render workers as real processes: priorities, limits, and every way in which a process can fail."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from pydicom.data import get_testdata_file
+
+from dicomfs import notice, render
+from dicomfs.cache import Cache
+from dicomfs.errors import NotDisplayable, RenderFailed
+from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.workers import WORKER_COMMAND, Rendered, Workers, WorkerStartFailed
+
+RECIPE = Recipe("jpg")
+MIB = 1 << 20
+DEADLINE_S = 60.0
+"""Never reached unless something hangs."""
+
+FAKE_WORKER = '''
+"""A worker whose tasks do what the file name of the source says: VERB or VERB=DETAIL."""
+
+import ctypes, os, socket, sys, time, warnings
+from dicomfs import worker
+from dicomfs.errors import NotDisplayable
+from dicomfs.model import PoolWindow
+
+out = []
+
+def crash():
+    ctypes.string_at(0)
+
+def render(source, recipe, window):
+    verb, _, detail = source.path.name.partition("=")
+    if verb == "echo":
+        return f"{detail} {source.frame} {recipe} {window}".encode()
+    if verb == "pid":
+        return str(os.getpid()).encode()
+    if verb == "gate":  # a FIFO: waits until the test opens its other end
+        return source.path.read_bytes() or b"through"
+    if verb == "large":
+        return bytes(range(256)) * (int(detail) // 256)
+    if verb == "crash":
+        crash()
+    if verb == "crashonce":
+        try:
+            source.path.rmdir()
+        except FileNotFoundError:
+            return b"second time lucky"
+        crash()
+    if verb == "hang":
+        while True:
+            time.sleep(3600)
+    if verb == "spin":
+        while True:
+            pass
+    if verb == "exit":
+        os._exit(3)
+    if verb == "kill":
+        os.kill(os.getpid(), 9)
+    if verb == "garbage":
+        os.write(PROTOCOL, b"Segmentation fault, says the library")
+        time.sleep(3600)
+    if verb == "double":
+        os.write(PROTOCOL, b"dfw1" + bytes(13))
+        return b"x"
+    if verb == "print":
+        print("noise", flush=True)
+        os.write(1, b"noise from C")
+        os.write(2, bytes(200_000))
+        warnings.warn("noise")
+        return b"undisturbed"
+    if verb == "memory":
+        return bytes(int(detail))
+    if verb == "missing":
+        return source.path.read_bytes()
+    if verb == "bug":
+        raise ValueError("Doe^John")
+    if verb == "never":
+        raise NotDisplayable("no decoder for " + detail)
+    if verb == "write":
+        with open(detail.replace("+", "/"), "wb") as file:
+            file.write(b"x" * 10)
+        return b"written"
+    if verb == "connect":
+        with socket.create_connection(("127.0.0.1", int(detail)), 5):
+            return b"connected"
+    if verb == "limits":
+        import resource, signal
+        status = dict(line.split(":\\t") for line in open("/proc/self/status") if ":\\t" in line)
+        return repr({
+            "core": resource.getrlimit(resource.RLIMIT_CORE),
+            "memory": resource.getrlimit(resource.RLIMIT_AS),
+            "no_new_privs": int(status["NoNewPrivs"]),
+            "fds": len(os.listdir("/proc/self/fd")),
+            "env": sorted(os.environ),
+        }).encode()
+    raise AssertionError(verb)
+
+def decide_pool(members):
+    for member in members:
+        if member.path.name == "crash":
+            crash()
+        if member.path.name == "never":
+            raise NotDisplayable("no decoder")
+    if members[0].path.name == "nonsense":
+        return PoolWindow(2.0, 1.0, "upside down")
+    return PoolWindow(-0.1, float(len(members)), "counted")
+
+def probe_digest(recipe):
+    return f"digest of {recipe.format}"
+
+def notice(recipe, reason):
+    return f"NOTICE {recipe.format}: {reason}".encode()
+
+PROTOCOL = 3  # the first free descriptor: the worker keeps its standard output there
+worker.run(lambda: worker.Tasks(render, decide_pool, probe_digest, notice), *map(int, sys.argv[1:]))
+'''
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> tuple[str, ...]:
+    script = tmp_path / "fake_worker.py"
+    script.write_text(FAKE_WORKER)
+    return (sys.executable, "-P", str(script))
+
+
+@asynccontextmanager
+async def running(
+    command: tuple[str, ...],
+    count: int = 1,
+    *,
+    memory_bytes: int = 512 * MIB,
+    time_limit_s: float = DEADLINE_S,
+    **more: int,
+) -> AsyncIterator[Workers]:
+    """Workers in a nursery, and proof that all their processes are gone afterwards."""
+    workers = Workers(count, memory_bytes, time_limit_s, command=command, **more)
+    with trio.fail_after(DEADLINE_S):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: workers.run(task_status=task_status))
+            yield workers
+            nursery.cancel_scope.cancel()
+    assert workers.statistics().processes == 0
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """Process ids of our children, zombies among them."""
+    return {
+        int(pid)
+        for task in Path("/proc/self/task").iterdir()
+        for pid in (task / "children").read_text().split()
+    }
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Poll; the deadline is that of `running`."""
+    while not condition():  # noqa: ASYNC110 - what a process does sets no event of ours
+        await trio.sleep(0.005)
+
+
+def source(name: str, folder: Path = Path("/nowhere"), frame: int = 0) -> Source:
+    return Source(folder / name, frame)
+
+
+async def say(workers: Workers, name: str, *, background: bool = False) -> bytes:
+    return (await workers.render(source(name), RECIPE, None, background=background)).data
+
+
+class Gate:
+    """A FIFO that a job reads: it is at the gate once the FIFO can be opened for writing."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.source = source(f"gate={name}", folder)
+        os.mkfifo(self.source.path)
+        self._writer = -1
+
+    def somebody_waits(self) -> bool:
+        try:
+            self._writer = os.open(self.source.path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return False
+        return True
+
+    def open(self) -> None:
+        os.close(self._writer)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    trio.run(main)
+
+
+# -- what workers do
+
+
+def test_every_operation_through_a_process(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            window = PoolWindow(-1024.5, 3071.0, "why")
+            rendered = await workers.render(source("echo=hello", frame=3), RECIPE, window)
+            assert rendered == Rendered(f"hello 3 {RECIPE} {window}".encode())
+            members = [source("a"), source("b"), source("c")]
+            assert await workers.decide_pool(members) == PoolWindow(-0.1, 3.0, "counted")
+            assert await workers.probe(RECIPE) == "digest of jpg"
+            never = await workers.render(source("never=J2K"), RECIPE, None)
+            assert never == Rendered(b"NOTICE jpg: no decoder for J2K", "no decoder for J2K")
+            with pytest.raises(NotDisplayable, match="no decoder"):
+                await workers.decide_pool([source("never")])
+            assert workers.statistics().done == 5
+            assert workers.statistics().processes == 1
+
+    run(main)
+
+
+def test_50_mb_arrive_whole(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            assert await say(workers, "large=51200000") == bytes(range(256)) * 200_000
+
+    run(main)
+
+
+def test_what_libraries_print_is_not_an_answer(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            assert await say(workers, "print") == b"undisturbed"
+            assert workers.statistics().crashed == 0
+
+    run(main)
+
+
+def test_confinement(command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+
+    async def main() -> None:
+        async with running(command, memory_bytes=300 * MIB) as workers:
+            limits = eval((await say(workers, "limits")).decode())  # noqa: S307 - a literal of our own fake
+            assert limits["core"] == (0, 0)
+            assert limits["memory"] == (300 * MIB, 300 * MIB)
+            assert limits["no_new_privs"] == 1
+            assert (
+                limits["fds"] <= 6 + 1
+            )  # stdin, stdout, stderr, protocol, crash trace, two that the fake opens
+            assert "SECRET_TOKEN" not in limits["env"]
+            target = tmp_path / "written"
+            with pytest.raises(RenderFailed, match="File too large"):
+                await say(workers, f"write={target}".replace("/", "+"))
+            assert not target.exists() or target.stat().st_size == 0
+
+    run(main)
+
+
+def test_no_network(command: tuple[str, ...]) -> None:
+    unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--net"]
+    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode != 0:
+        pytest.skip("this machine allows no network name spaces")
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            async with running(command) as workers:
+                with pytest.raises(RenderFailed, match="OSError"):
+                    await say(workers, f"connect={server.getsockname()[1]}")
+
+    run(main)
+
+
+# -- what goes wrong in a process
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("crash", "SIGSEGV"),
+        ("exit", "exit code 3"),
+        ("garbage", "magic number"),
+        ("double", "answer to job 0"),
+    ],
+)
+def test_second_crash_is_for_good(command: tuple[str, ...], name: str, how: str) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            rendered = await workers.render(source(name), RECIPE, None)
+            assert rendered.failure is not None
+            assert "decoder crashed" in rendered.failure
+            assert how in rendered.failure
+            assert rendered.data == f"NOTICE jpg: {rendered.failure}".encode()
+            assert workers.statistics().crashed == 2
+            assert await say(workers, "large=256") == bytes(range(256))
+
+    run(main)
+
+
+def test_first_crash_is_forgiven(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            before = await say(workers, "pid")
+            (tmp_path / "crashonce").mkdir()
+            rendered = await workers.render(source("crashonce", tmp_path), RECIPE, None)
+            assert rendered == Rendered(b"second time lucky")
+            assert await say(workers, "pid") != before
+
+    run(main)
+
+
+def test_pool_with_a_member_that_crashes(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            with pytest.raises(NotDisplayable, match="decoder crashed"):
+                await workers.decide_pool([source("a"), source("crash")])
+            with pytest.raises(RenderFailed, match="nonsense"):
+                await workers.decide_pool([source("nonsense")])
+
+    run(main)
+
+
+@pytest.mark.parametrize("name", ["hang", "spin"])
+def test_time_limit(command: tuple[str, ...], name: str) -> None:
+    async def main() -> None:
+        async with running(command, time_limit_s=0.5) as workers:
+            with pytest.raises(RenderFailed, match=r"longer than 0\.5 s"):
+                await say(workers, name)
+            await until(lambda: workers.statistics().processes == 1)  # replaced without being asked
+            assert await say(workers, "large=256") == bytes(range(256))
+            assert workers.statistics().timed_out == 1
+            assert workers.statistics().crashed == 0
+
+    run(main)
+
+
+def test_killed_in_every_job_is_not_for_good(command: tuple[str, ...]) -> None:
+    """The kernel kills with SIGKILL when memory is short: not a property of the image."""
+
+    async def main() -> None:
+        async with running(command) as workers:
+            with pytest.raises(RenderFailed, match="killed"):
+                await say(workers, "kill")
+
+    run(main)
+
+
+def test_memory_limit(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command, memory_bytes=256 * MIB) as workers:
+            with pytest.raises(RenderFailed, match="memory"):
+                await say(workers, f"memory={300 * MIB}")
+            assert len(await say(workers, f"memory={MIB}")) == MIB
+            assert workers.statistics().crashed == 0
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("missing", "FileNotFoundError"), ("bug", "ValueError at fake_worker.py")]
+)
+def test_passing_errors_name_neither_path_nor_patient(command: tuple[str, ...], name: str, text: str) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            with pytest.raises(RenderFailed, match=text) as caught:
+                await say(workers, name)
+            assert "Doe" not in str(caught.value)
+            assert "nowhere" not in str(caught.value)
+
+    run(main)
+
+
+def test_killed_while_idle_costs_no_job(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command) as workers:
+            pid = int(await say(workers, "pid"))
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z")
+            assert int(await say(workers, "pid")) != pid
+            assert workers.statistics().crashed == 0
+
+    run(main)
+
+
+def test_process_is_replaced_after_its_jobs(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        async with running(command, recycle_after=3) as workers:
+            pids = [await say(workers, "pid") for _ in range(6)]
+            assert pids[0] == pids[2] != pids[3] == pids[5]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [("import no_such_module", "No module named 'no_such_module'"), ("print('hello, ' * 9)", "magic number")],
+)
+def test_worker_that_cannot_start_is_an_error(script: str, why: str) -> None:
+    async def main() -> None:
+        with pytest.raises(WorkerStartFailed, match=why), trio.fail_after(DEADLINE_S):
+            await Workers(2, 512 * MIB, 10, command=(sys.executable, "-c", script)).run()
+        assert children() == set()
+
+    run(main)
+
+
+def test_worker_that_is_never_ready_is_an_error() -> None:
+    async def main() -> None:
+        hangs = (sys.executable, "-c", "import time; time.sleep(3600)")
+        with pytest.raises(WorkerStartFailed, match="not ready"), trio.fail_after(DEADLINE_S):
+            await Workers(1, 512 * MIB, 10, command=hangs, start_limit_s=0.3).run()
+        assert children() == set()
+
+    run(main)
+
+
+def test_replacements_that_cannot_start_end_in_an_error_not_in_a_loop(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        workers = Workers(1, 512 * MIB, DEADLINE_S, command=command)
+        ended: list[WorkerStartFailed] = []
+
+        def break_script() -> None:
+            Path(command[-1]).write_text("import no_such_module")
+
+        async def own(task_status: trio.TaskStatus[None]) -> None:
+            with pytest.raises(WorkerStartFailed) as caught:
+                await workers.run(task_status=task_status)
+            ended.append(caught.value)
+
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(own)
+                break_script()
+                while not ended:
+                    with pytest.raises(RenderFailed):
+                        await say(workers, "exit")
+        assert "no_such_module" in str(ended[0])
+        assert children() == set()
+
+    run(main)
+
+
+# -- who goes first
+
+
+def test_interactive_before_background_and_fifo_within(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        order: list[str] = []
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers, trio.open_nursery() as nursery:
+
+            async def ask(name: str, background: bool) -> None:
+                await say(workers, f"echo={name}", background=background)
+                order.append(name)
+
+            nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            await until(gate.somebody_waits)
+            for number, (name, background) in enumerate(
+                [("b1", True), ("i1", False), ("b2", True), ("i2", False)]
+            ):
+                nursery.start_soon(ask, name, background)
+                await until(lambda number=number: workers.statistics().waiting == number + 1)  # type: ignore[misc]
+            gate.open()
+            await until(lambda: len(order) == 4)
+        assert order == ["i1", "i2", "b1", "b2"]
+
+    run(main)
+
+
+def test_hurried_background_job_goes_before_background(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        order: list[str] = []
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers, trio.open_nursery() as nursery:
+
+            async def ask(name: str) -> None:
+                await say(workers, f"echo={name}", background=True)
+                order.append(name)
+
+            nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            await until(gate.somebody_waits)
+            for number in range(3):
+                nursery.start_soon(ask, str(number))
+                await until(lambda number=number: workers.statistics().waiting == number + 1)  # type: ignore[misc]
+            workers.hurry(source("echo=2"), RECIPE, None)
+            workers.hurry(source("echo=unknown"), RECIPE, None)
+            gate.open()
+            await until(lambda: len(order) == 3)
+        assert order == ["2", "0", "1"]
+
+    run(main)
+
+
+def test_one_of_two_workers_is_kept_free_of_background_work(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        gates = [Gate(tmp_path, str(number)) for number in range(2)]
+        async with running(command, 2) as workers, trio.open_nursery() as nursery:
+
+            async def background(gate: Gate) -> None:
+                await workers.render(gate.source, RECIPE, None, background=True)
+
+            nursery.start_soon(background, gates[0])
+            await until(gates[0].somebody_waits)
+            nursery.start_soon(background, gates[1])
+            await until(lambda: workers.statistics().waiting == 1)
+            # The user is served by the other worker while all background work is stuck.
+            assert await say(workers, "large=256") == bytes(range(256))
+            assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
+            gates[0].open()
+            await until(gates[1].somebody_waits)
+            gates[1].open()
+
+    run(main)
+
+
+def test_count_bounds_processes_and_they_run_side_by_side(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        gates = [Gate(tmp_path, str(number)) for number in range(4)]
+        async with running(command, 3) as workers:
+            assert workers.statistics().processes == 1  # the others come when they are needed
+            async with trio.open_nursery() as nursery:
+                for gate in gates[:3]:
+                    nursery.start_soon(workers.render, gate.source, RECIPE, None)
+                for gate in gates[:3]:
+                    await until(gate.somebody_waits)
+                nursery.start_soon(workers.render, gates[3].source, RECIPE, None)
+                await until(lambda: workers.statistics().waiting == 1)
+                statistics = workers.statistics()
+                assert (statistics.processes, statistics.running, statistics.waiting) == (3, 3, 1)
+                for gate in gates[:3]:
+                    gate.open()
+                await until(gates[3].somebody_waits)
+                gates[3].open()
+
+    run(main)
+
+
+# -- who goes away
+
+
+def test_cancelled_caller_leaves_the_queue_or_is_not_heard(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers:
+            pid = await say(workers, "pid")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(workers.render, gate.source, RECIPE, None)
+                await until(gate.somebody_waits)
+                nursery.start_soon(say, workers, "crash")
+                await until(lambda: workers.statistics().waiting == 1)
+                nursery.cancel_scope.cancel()
+            assert (workers.statistics().running, workers.statistics().waiting) == (1, 0)
+            gate.open()
+            assert await say(workers, "pid") == pid  # the same process: nothing was killed, nothing crashed
+
+    run(main)
+
+
+def test_end_answers_everybody_who_waits(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        gate, failures = Gate(tmp_path, "a"), 0
+        workers = Workers(1, 512 * MIB, DEADLINE_S, command=command)
+
+        async def ask(name: str, folder: Path) -> None:
+            nonlocal failures
+            with pytest.raises(RenderFailed, match="stopped"):
+                await workers.render(source(name, folder), RECIPE, None)
+            failures += 1
+
+        with trio.fail_after(DEADLINE_S):
+            async with trio.open_nursery() as callers, trio.open_nursery() as nursery:
+                await nursery.start(lambda task_status: workers.run(task_status=task_status))
+                callers.start_soon(ask, gate.source.path.name, tmp_path)
+                await until(gate.somebody_waits)
+                callers.start_soon(ask, "echo=1", tmp_path)
+                await until(lambda: workers.statistics().waiting == 1)
+                nursery.cancel_scope.cancel()
+            await ask("echo=2", tmp_path)
+        assert failures == 3
+        assert children() == set()
+
+    run(main)
+
+
+PARENT = """
+import sys, trio
+from pathlib import Path
+from dicomfs.model import Recipe, Source
+from dicomfs.workers import Workers
+
+async def main():
+    workers = Workers(2, 512 << 20, 3600, command=sys.argv[1:])
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: workers.run(task_status=task_status))
+        nursery.start_soon(workers.render, Source(Path("/hang")), Recipe("jpg"), None)
+        print((await workers.render(Source(Path("/pid")), Recipe("jpg"), None)).data.decode(), flush=True)
+
+trio.run(main)
+"""
+
+
+def test_killed_parent_takes_its_workers_along(command: tuple[str, ...]) -> None:
+    """One is busy for ever and one idle; neither is told anything."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, *command], stdout=subprocess.PIPE, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        idle = int(parent.stdout.readline())
+        pids = {
+            int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        }
+        assert idle in pids
+        assert len(pids) == 2
+        parent.kill()
+
+    def gone(pid: int) -> bool:
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    async def main() -> None:
+        with trio.fail_after(DEADLINE_S):
+            await until(lambda: all(gone(pid) for pid in pids))
+
+    run(main)
+
+
+# -- together
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg_dcmtk.dcm", "reportsi.dcm"])
+def test_real_worker_renders_as_in_process(name: str) -> None:
+    """The same bytes, or the same reason and notice, whether or not a process lies between."""
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    original = Source(Path(path))
+    try:
+        expected = Rendered(render.render(original, RECIPE, None))
+    except NotDisplayable as error:
+        expected = Rendered(notice.notice(RECIPE, str(error)), str(error))
+
+    async def main() -> None:
+        async with running(WORKER_COMMAND, memory_bytes=1024 * MIB) as workers:
+            assert await workers.render(original, RECIPE, None) == expected
+            assert await workers.decide_pool([original]) == render.decide_pool([original])
+            assert await workers.probe(RECIPE) == render.probe_digest(RECIPE)
+
+    assert expected.data.startswith(b"\xff\xd8")
+    assert (expected.failure is not None) == (name == "reportsi.dcm")
+    run(main)
+
+
+def test_200_callers_of_one_key_are_one_render(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        cache: Cache[str, Rendered] = Cache(MIB, lambda rendered: len(rendered.data))
+        got: list[bytes] = []
+        async with running(command, 2) as workers:
+
+            async def ask() -> None:
+                rendered = await cache.get("key", lambda: workers.render(source("large=65536"), RECIPE, None))
+                got.append(rendered.data)
+
+            async with trio.open_nursery() as nursery:
+                for _ in range(200):
+                    nursery.start_soon(ask)
+            assert workers.statistics().done == 1
+        assert got == [bytes(range(256)) * 256] * 200
+
+    run(main)
+
+
+def test_hanging_file_costs_its_time_limit_once(command: tuple[str, ...]) -> None:
+    async def main() -> None:
+        cache: Cache[str, Rendered] = Cache(MIB, lambda rendered: len(rendered.data), clock=lambda: 0.0)
+        async with running(command, time_limit_s=0.3) as workers:
+            for _ in range(5):
+                with pytest.raises(RenderFailed, match="longer than"):
+                    await cache.get("key", lambda: workers.render(source("hang"), RECIPE, None))
+            assert workers.statistics().timed_out == 1
+
+    run(main)

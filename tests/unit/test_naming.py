@@ -1,0 +1,282 @@
+"""Names: legal everywhere, unique under folding, parsed back exactly."""
+
+import hashlib
+import re
+import unicodedata
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dicomfs import naming
+from dicomfs.naming import (
+    FileName,
+    component,
+    exam_folder,
+    exam_suffix,
+    file_name,
+    fold,
+    parse_file_name,
+    patient_folder,
+    patient_key,
+    same_patient,
+    series_label,
+    short_hash,
+    suffixed,
+)
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=120)  # with lone surrogates
+LABEL_TEXT = st.text("Az _-0149().é/\u0301", max_size=30)
+NUMBERS = st.integers(-(10**12) + 1, 10**12 - 1)
+# from Microsoft's "Naming files, paths and namespaces", written out rather than computed
+WINDOWS_DEVICES = (
+    "CON PRN AUX NUL COM0 COM1 COM2 COM3 COM4 COM5 COM6 COM7 COM8 COM9 COM¹ COM² COM³ "
+    "LPT0 LPT1 LPT2 LPT3 LPT4 LPT5 LPT6 LPT7 LPT8 LPT9 LPT¹ LPT² LPT³ CONIN$ CONOUT$"
+).split()
+
+
+def assert_legal(name: str) -> None:
+    assert not set(name) & set('<>:"/\\|?*~')
+    assert not any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Co", "Cn"} for c in name)
+    assert name == name.strip(" ")
+    assert "  " not in name
+    assert not name.startswith(".")
+    assert not name.endswith(".")
+    assert unicodedata.is_normalized("NFC", name)
+    assert name.split(".")[0].strip().upper() not in WINDOWS_DEVICES
+    assert name.casefold() not in {"desktop.ini", "thumbs.db", "autorun.inf"}
+
+
+@given(ANY_TEXT, st.integers(4, 255))
+@example("con", 4)
+@example("NUL.txt", 5)
+@example("desktop.ini", 11)
+@example("a\u200d\u0301", 80)
+@example("e" + "\u0301" * 60, 20)
+def test_component_is_legal_and_fits(text: str, limit: int) -> None:
+    name = component(text, limit)
+    assert len(name.encode()) <= limit
+    assert_legal(name)
+    assert component(name, limit) == name
+
+
+@pytest.mark.parametrize("device", WINDOWS_DEVICES)
+def test_device_names_become_ordinary(device: str) -> None:
+    for spelling in (device, device.lower(), f"{device}.txt", f"{device} .txt", f"{device}."):
+        assert component(spelling, 64).split(".")[0].strip().upper() == f"{device}_"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("../../etc/passwd", "-..-etc-passwd"),
+        ("A/B\\C", "A-B-C"),
+        ("T2* map", "T2- map"),
+        ("  .hidden. ", "hidden"),
+        (".DS_Store", "DS_Store"),
+        ("._resource", "_resource"),
+        ("Thumbs.db", "Thumbs_.db"),
+        ("tab\tnew\r\nline\u00a0space", "tab new line space"),
+        ("\ufeff\u202egnp.exe\0", "gnp.exe"),
+        ("MULLER~1", "MULLER-1"),
+        ("Mu\u0308ller", "Müller"),
+        ("\0\u200b. .", ""),
+        ("山田 太郎", "山田 太郎"),
+    ],
+)
+def test_component_reads_well(text: str, expected: str) -> None:
+    assert component(text, 64) == expected
+
+
+def test_a_cut_leaves_no_accent_space_or_dot_behind() -> None:
+    assert component("abc x\u0323\u0302yz", 7) == "abc"  # x, 2 bytes, 2 bytes: the accents do not fit
+    assert component("abc .def", 5) == "abc"
+    assert component("éé", 3) == "é"
+
+
+@given(ANY_TEXT)
+@example("İ")
+@example("i\u0307\u0307")
+@example("ı")
+def test_fold_takes_case_and_composition_away(text: str) -> None:
+    assert fold(fold(text)) == fold(text)
+    assert fold(unicodedata.normalize("NFD", text)) == fold(text)
+    assert fold(unicodedata.normalize("NFC", text)) == fold(text)
+    assert fold(text.upper()) == fold(text)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("MÜLLER", "mu\u0308ller"), ("Straße", "STRASSE"), ("DİNÇ", "dinç"), ("ılgın", "ILGIN"), ("ΣΑΣ", "σας")],
+)
+def test_fold_joins_what_some_client_joins(one: str, other: str) -> None:
+    assert fold(one) == fold(other)
+
+
+def test_fold_keeps_different_names_apart() -> None:
+    assert len({fold(name) for name in ("Muller", "Müller", "Mueller", "Miller")}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "patient_id", "expected"),
+    [
+        ("Doe^John^Q^Dr^Jr", "1", "Doe John Q Dr Jr"),
+        ("Doe^John^^^", "1", "Doe John"),
+        ("^^^", "4711", "4711"),
+        ("", " 47/11 ", "47-11"),
+        ("", "", "Unknown patient"),
+        ("...", "///", "---"),
+    ],
+)
+def test_patient_folder(name: str, patient_id: str, expected: str) -> None:
+    assert patient_folder(name, patient_id) == expected
+
+
+def test_exam_folder_and_suffix() -> None:
+    assert exam_folder("20030110") == "2003-01-10"
+    assert exam_folder("") == "Unknown date"
+    assert exam_folder("٢٠٠٣٠١١٠") == "Unknown date"
+    assert exam_suffix("123015") == "12.30.15"
+    assert exam_suffix("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("FIESTA", "FIESTA"),
+        ("SAX_4_12", "SAX_4 12"),
+        ("SAX_-5", "SAX -5"),
+        ("SAX_", "SAX_"),
+        ("_7", "7"),
+        ("t1_fl2d_sag", "t1_fl2d_sag"),
+        ("", "Series"),
+        ("...", "Series"),
+    ],
+)
+def test_series_label(text: str, expected: str) -> None:
+    assert series_label(text) == expected
+
+
+@given(ANY_TEXT | LABEL_TEXT)
+def test_series_label_never_ends_like_a_number(text: str) -> None:
+    label = series_label(text)
+    assert re.search(r"_-?[0-9]+$", label) is None
+    assert 0 < len(label.encode()) <= naming.SERIES_BYTES
+    assert_legal(label)
+    assert series_label(label) == label
+
+
+@given(ANY_TEXT, ANY_TEXT, st.integers(16, 200))
+def test_suffixed_fits_and_is_legal(base: str, suffix: str, limit: int) -> None:
+    name = suffixed(base, suffix, limit)
+    assert len(name.encode()) <= limit
+    assert_legal(name)
+    safe = component(suffix, limit - 15)
+    assert not safe or name.endswith(f"({safe})")
+
+
+def test_suffixed_cuts_the_base() -> None:
+    assert suffixed("Cinc Man", "4711", 80) == "Cinc Man (4711)"
+    assert suffixed("abcdefghijklmnopqrstuvwxyz", "4/7", 20) == "abcdefghijklmn (4-7)"
+    assert suffixed("Cinc Man", "", 80) == "Cinc Man"
+
+
+@st.composite
+def file_names(draw: st.DrawFn) -> FileName:
+    label = series_label(draw(ANY_TEXT | LABEL_TEXT))
+    if draw(st.booleans()):
+        label = suffixed(label, draw(LABEL_TEXT | st.just("a1b2")), naming.SERIES_BYTES)
+    return FileName(
+        series=series_label(label),
+        series_number=draw(NUMBERS),
+        instance_number=draw(NUMBERS),
+        suffix=draw(st.text("0123456789abcdef", max_size=12)),
+        frame=draw(st.integers(0, 10**12 - 1)),
+        extension=draw(st.sampled_from(["jpg", "png", "dcm", "mp4"])),
+    )
+
+
+@given(file_names())
+@example(FileName("FIESTA (a1b2)", 4, 12, "", 0, "jpg"))
+@example(FileName("FIESTA (a1b2)", 4, 12, "", 3, "jpg"))
+@example(FileName("X_1_2 (ab)", 4, 12, "cd", 9, "jpg"))
+@example(FileName("X_", -4, -12, "", 0, "jpg"))
+def test_parse_is_the_inverse_of_file_name(name: FileName) -> None:
+    assert parse_file_name(file_name(name)) == name
+
+
+@given(
+    st.from_regex(
+        r"[A_ ]{0,4}(_-?[0-9]{1,3}){0,4}( \([0-9a-f]{0,3}\))?(_[0-9]{1,3}){0,3}\.(jpg|JPG)", fullmatch=True
+    )
+)
+@example("FIESTA (a1b2)_4_12.jpg")
+def test_file_name_is_the_inverse_of_parse(text: str) -> None:
+    name = parse_file_name(text)
+    assert name is None or file_name(name) == text
+
+
+def test_file_names_as_documented() -> None:
+    assert file_name(FileName("FIESTA", 4, 12, "", 0, "jpg")) == "FIESTA_4_12.jpg"
+    assert file_name(FileName("FIESTA", 4, 12, "a1b2c3", 0, "jpg")) == "FIESTA_4_12 (a1b2c3).jpg"
+    assert file_name(FileName("FIESTA", 4, 12, "", 7, "png")) == "FIESTA_4_12_7.png"
+    assert file_name(FileName("FIESTA", 4, 12, "a1b2c3", 7, "dcm")) == "FIESTA_4_12 (a1b2c3)_7.dcm"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("FIESTA_4_007.jpg", "FIESTA_-0_1.jpg", "FIESTA_4_12_0.jpg", "FIESTA_4_12 (A1).jpg", "FIESTA_4.jpg"),
+        *("FIESTA_4_12", "FIESTA_4_12.JPG", "_4_12.jpg", "A_1_2_3_4.jpg", "A_007_1_2.jpg", "A_+1_2.jpg"),
+        *("A_1_٢.jpg", "A_1234567890123_1.jpg", "A_1_2 ().jpg", "A_1_2.jpg\n", "A_1_2 (ab)_-3.jpg", ""),
+    ],
+)
+def test_what_file_name_would_not_write_is_no_name(text: str) -> None:
+    assert parse_file_name(text) is None
+
+
+def test_short_hash_is_sha256() -> None:
+    assert short_hash("1.2.3", 12) == hashlib.sha256(b"1.2.3").hexdigest()[:12]
+    assert short_hash("\ud800", 6) != short_hash("\ud801", 6)
+
+
+def test_a_path_of_longest_names_fits_windows() -> None:
+    image = file_name(FileName("s" * naming.SERIES_BYTES, 12345, 123456, "a1b2c3", 123456, "jpg"))
+    share = r"\\fileserver-radiology\images-2003-share"  # 40 with the backslash after it
+    path = "\\".join([share, "jpg", "p" * naming.PATIENT_BYTES, "e" * naming.EXAM_BYTES, image])
+    assert len(share) + 1 >= 40
+    assert len(path) <= 259
+
+
+@pytest.mark.parametrize(
+    "spelling", ["DOE^JOHN", "doe^john^^^", " Doe ^ John ", "DOE^JOHN\0", "Doe^^John", "Doe John"]
+)
+def test_spelling_makes_no_second_patient(spelling: str) -> None:
+    one = patient_key("H", " 4711\0", "Doe^John", "19500101")
+    assert patient_key("H ", "4711", spelling, "19500101") == one
+
+
+def test_same_patient() -> None:
+    doe = patient_key("", "1", "Doe^John", "19500101")
+    assert same_patient(doe, patient_key("", "1", "Smith^Ann", "19500101"))  # married, say
+    assert same_patient(doe, patient_key("", "1", "Doe^John", "19500110"))  # a typing error
+    assert same_patient(doe, patient_key("", "1", "Smith^Ann", ""))  # not known to differ
+    assert not same_patient(doe, patient_key("", "1", "Smith^Ann", "19700707"))  # an id used twice
+    assert not same_patient(doe, patient_key("X", "1", "Doe^John", "19500101"))
+    assert not same_patient(doe, patient_key("", "2", "Doe^John", "19500101"))
+    assert not same_patient(doe, patient_key("", "", "Doe^John", "19500101"))
+    assert not same_patient(patient_key("", "a", "", ""), patient_key("", "A", "", ""))
+
+
+def test_same_patient_without_id() -> None:
+    doe = patient_key("", "", "Doe^John", "19500101")
+    assert same_patient(doe, patient_key("", "", "DOE^JOHN^", "19500101"))
+    assert not same_patient(doe, patient_key("", "", "Doe^John", ""))
+    assert not same_patient(doe, patient_key("", "", "Doe^Jane", "19500101"))
+    nobody = patient_key("", "", "", "")
+    assert not same_patient(nobody, nobody)
+
+
+@given(*[st.builds(patient_key, *[st.sampled_from(["", "a", "b"])] * 4)] * 2)
+def test_same_patient_is_symmetric(a: naming.PatientKey, b: naming.PatientKey) -> None:
+    assert same_patient(a, b) == same_patient(b, a)
