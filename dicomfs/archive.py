@@ -179,6 +179,8 @@ class Archive:
         self.root = store / "archive"
         self.incoming = store / "incoming"
         self.quarantine = store / "quarantine"
+        self._durable: set[Path] = set()
+        """Folders whose own directory entry this process knows to be on disk."""
 
     def create(self) -> None:
         """Make the folders that are missing, durably. Raises OSError."""
@@ -211,11 +213,18 @@ class Archive:
         """
         target = self.path(spool.digest)
         for folder in (target.parent.parent, target.parent):
-            if not folder.exists():
+            if folder not in self._durable:
+                # Also when it exists: whoever made it may have been killed before it was durable.
                 folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
                 sync_directory(folder.parent)
+                self._durable.add(folder)
         spool.path.rename(target)
         return target
+
+    def withdraw(self, spool: Spool) -> None:
+        """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""
+        with contextlib.suppress(OSError):
+            self.path(spool.digest).rename(spool.path)
 
     def intact(self, digest: bytes, size: int) -> bool:
         """True when the original is there with its full length (no checksum: that is a scrub's work)."""

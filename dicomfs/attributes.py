@@ -18,6 +18,7 @@ DAMAGE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
+    BufferError,
     BytesLengthException,
     EOFError,
     InvalidDicomError,

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import trio
 from cachetools import LRUCache, TTLCache
 
-from .errors import RenderFailed
+from dicomfs.errors import RenderFailed
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

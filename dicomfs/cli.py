@@ -37,8 +37,8 @@ FAILED: Final = 1
 """It could not be done, or a bug."""
 USAGE: Final = 2
 """The command, an option or the configuration is wrong."""
-SOME_SKIPPED: Final = 3
-"""`import`: some files were not taken in."""
+SOME_REFUSED: Final = 3
+"""`import`: a DICOM object was refused, or there was none."""
 STORE_FULL: Final = 4
 STORE_TROUBLE: Final = 5
 """The store is of another version, is none, or cannot be used now."""
@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _log_to_console(verbose=options.verbose, quiet=options.quiet)
+    service.end_with_parent(os.environ)
     try:
         settings = load(options.config, os.environ)
         if options.store is not None:
@@ -111,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="dicomfs",
         description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
         epilog=f"The store is --store, else ${STORE_VARIABLE}, else /var/lib/dicomfs. "
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some files skipped (import), 4 no space, "
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 objects refused or none found (import), 4 no space, "
         "5 trouble with the store, 6 mount refused.",
     )
     parser.add_argument("--version", action="version", version=f"dicomfs {__version__}")
@@ -235,27 +236,67 @@ def _mount(options: argparse.Namespace, settings: Settings) -> int:
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
     files = importer.find(options.paths)
-    counts: Counter[Stored] = Counter()
-    skipped: Counter[str] = Counter()
-
-    def note(result: importer.Result) -> None:
-        if result.outcome is not None:
-            counts[result.outcome.stored] += 1
-        else:
-            skipped[result.reason] += 1
-            log.warning("skipped %s: %s", result.path, result.reason)
-
+    tally = _Tally(len(files))
     with Ingest.open(settings.store) as ingest, _progress(len(files), quiet=options.quiet) as advance:
 
         def done(result: importer.Result) -> None:
-            note(result)
+            tally.note(result)
             advance()
 
         try:
             importer.take_in(ingest, files, done)
         finally:
-            _summary(counts, skipped, len(files), as_json=options.json)
-    return SOME_SKIPPED if skipped else OK
+            tally.print(as_json=options.json)
+    return OK if tally.complete else SOME_REFUSED
+
+
+class _Tally:
+    """What became of the files of one import."""
+
+    def __init__(self, files: int) -> None:
+        self._files = files
+        self._stored: Counter[Stored] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+
+    def note(self, result: importer.Result) -> None:
+        """Count one file, and log what needs somebody's attention."""
+        if result.outcome is not None:
+            self._stored[result.outcome.stored] += 1
+            for warning in result.outcome.warnings:
+                log.info("%s: %s", result.outcome.sop_instance_uid, warning)
+        elif result.is_dicom:
+            self._refused[result.reason] += 1
+            log.warning("refused %s: %s", result.path, result.reason)
+        else:
+            self._skipped[result.reason] += 1
+            log.debug("skipped %s: %s", result.path, result.reason)
+
+    @property
+    def complete(self) -> bool:
+        """True when something was taken in and every DICOM object was."""
+        return bool(self._stored) and not self._refused
+
+    def print(self, *, as_json: bool) -> None:
+        """The summary: what was stored, already there, refused, skipped, and why."""
+        refused, skipped = self._refused.total(), self._skipped.total()
+        left = self._files - self._stored.total() - refused - skipped
+        if as_json:
+            facts: dict[str, object] = {"files": self._files}
+            facts |= {stored.name.lower(): self._stored[stored] for stored in Stored}
+            facts |= {"refused": refused, "skipped": skipped, "not_tried": left}
+            print(json.dumps({**facts, "reasons": self._refused + self._skipped}))
+            return
+        for stored in Stored:
+            if self._stored[stored] or stored is Stored.NEW:
+                print(f"{self._stored[stored]:8} {stored.value}")
+        for word, reasons in (("refused", self._refused), ("skipped", self._skipped)):
+            if reasons:
+                print(f"{reasons.total():8} {word}")
+            for reason, number in reasons.most_common():
+                print(f"{'':8}   {number} × {reason}")
+        if left:
+            print(f"{left:8} not tried")
 
 
 @contextlib.contextmanager
@@ -272,22 +313,6 @@ def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _summary(counts: Counter[Stored], skipped: Counter[str], total: int, *, as_json: bool) -> None:
-    if as_json:
-        known = {stored.name.lower(): counts[stored] for stored in Stored}
-        print(json.dumps({"files": total, **known, "skipped": sum(skipped.values()), "reasons": skipped}))
-        return
-    for stored in Stored:
-        if counts[stored] or stored is Stored.NEW:
-            print(f"{counts[stored]:8} {stored.value}")
-    print(f"{sum(skipped.values()):8} skipped")
-    for reason, number in skipped.most_common():
-        print(f"{'':8}   {number} × {reason}")
-    missing = total - sum(counts.values()) - sum(skipped.values())
-    if missing:
-        print(f"{missing:8} not tried")
-
-
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     settings = _with_scp(options, settings)
     # Checked here so that a wrong option is an error of this command and not of a part of it.
@@ -295,6 +320,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     mounting.check_machine(chosen)
     mounting.check_mount_point(options.mount.absolute())
     program = [sys.executable, "-m", "dicomfs.cli"]
+    part_of_us = {**os.environ, service.PARENT_VARIABLE: str(os.getpid())}
     common = ["--store", str(settings.store)]
     for name in ("config", "verbose", "quiet"):
         value = getattr(options, name)
@@ -313,6 +339,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                 *("--drain-seconds", str(receive.drain_seconds)),
             ],
             lambda: _connects(address, port),
+            part_of_us,
         ),
         serve.Part(
             "the mount",
@@ -324,6 +351,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                 *(x for o in options.options for x in ("-o", o)),
             ],
             lambda: _is_mounted(options.mount),
+            part_of_us,
         ),
     ]
     with contextlib.ExitStack() as scratch:
@@ -331,7 +359,13 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             folder = Path(scratch.enter_context(_scratch_folder()))
             smbd = samba.prepare(folder, options.mount.absolute(), options.samba_port)
             parts.append(
-                serve.Part("smbd", smbd.argv, lambda: _connects("127.0.0.1", smbd.port), environment=smbd.env)
+                serve.Part(
+                    "smbd",
+                    smbd.argv,
+                    lambda: _connects("127.0.0.1", smbd.port),
+                    environment=smbd.env,
+                    group=None,
+                )
             )
 
         def ready() -> None:

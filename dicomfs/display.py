@@ -100,7 +100,7 @@ def display(ds: Dataset, frame: int, *, bits: int, signed: bool, is_float: bool,
         signed=signed,
         # XA, RF: the Modality LUT leads back to X-ray intensity and is not meant for display
         transformation=Rescale() if modality in _X_RAY_RUNS else _transformation(ds, groups, signed=signed),
-        windows=_windows(ds, groups),
+        windows=_windows(ds, groups, is_float=is_float),
         inverted=_inverted(ds),
         padding=None if is_float else _padding(ds, signed=signed, allocated=allocated),
         suv_scale=_suv_scale(ds) if modality == "PT" else None,
@@ -151,9 +151,9 @@ def _lut(item: Dataset, *, signed: bool) -> Lut | None:
     return Lut(first, values, max(2.0**bits - 1, float(values.max())))
 
 
-def _windows(ds: Dataset, groups: list[Dataset]) -> tuple[Voi, ...]:
+def _windows(ds: Dataset, groups: list[Dataset], *, is_float: bool) -> tuple[Voi, ...]:
     found: list[Voi] = []
-    window = _window(_group_item(groups, _FRAME_VOI_LUT) or ds)
+    window = _window(_group_item(groups, _FRAME_VOI_LUT) or ds, is_float=is_float)
     if window is not None:
         found.append(window)
     luts = items(ds, 0x00283010)
@@ -167,12 +167,18 @@ def _may_be_negative(ds: Dataset) -> bool:
     return integer(ds, 0x00280103, 0) == 1 or (number(ds, 0x00281052) or 0.0) < 0
 
 
-def _window(source: Dataset) -> Window | None:
-    """First window of centre and width, if valid (PS3.3 C.11.2.1.2); a negative width is a slip."""
+def _window(source: Dataset, *, is_float: bool) -> Window | None:
+    """First window of centre and width, if valid (PS3.3 C.11.2.1.2); a negative width is a slip.
+
+    LINEAR counts in steps of one: parametric maps that say so and mean 0..1 (centre 0.5, width 1) would
+    turn black and white, so for floating point it is taken as LINEAR_EXACT.
+    """
     centre, width = number(source, 0x00281050), number(source, 0x00281051)
     function = text(source, 0x00281056).upper()
     if function not in _FUNCTIONS:
         function = "LINEAR"
+    if is_float and function == "LINEAR":
+        function = "LINEAR_EXACT"
     if centre is None or not width or (function == "LINEAR" and abs(width) < 1):
         return None
     return Window(centre, abs(width), function)

@@ -9,7 +9,10 @@
     │   └── StoreUnavailable      index locked, archive read-only, I/O error: may work later
     ├── BadInstance               one SOP instance cannot be taken in
     │   ├── UnreadableDataSet     not a DICOM data set, or cut short
+    │   │   └── NotDicom          a file that never was one: nothing is lost by leaving it out
     │   └── IdentityMismatch      the command's UIDs are not the data set's
+    ├── PartFailed                a part of `serve` did not start, or ended by itself
+    ├── WorkerStartFailed         no render process can be started: the installation is broken
     ├── NotDisplayable            permanent: no decoder, damaged pixels, no such frame
     └── RenderFailed              passing: time-out, memory, I/O; asking again may help
 
@@ -54,6 +57,10 @@ class UnreadableDataSet(BadInstance):
     """The bytes are not a DICOM data set, are cut short, or lack a SOP Instance UID."""
 
 
+class NotDicom(UnreadableDataSet):
+    """A file of another kind, or a DICOMDIR: no SOP instance that could be lost."""
+
+
 class IdentityMismatch(BadInstance):
     """SOP Class or Instance UID of the command differ from those of the data set."""
 
@@ -64,3 +71,11 @@ class NotDisplayable(DicomfsError):
 
 class RenderFailed(DicomfsError):
     """This frame could not be rendered now; nothing is recorded and the next request tries again."""
+
+
+class PartFailed(DicomfsError):
+    """A part of `serve` could not start, or ended while it should have run."""
+
+
+class WorkerStartFailed(DicomfsError):
+    """No render process can be started; the text has what the last one said."""

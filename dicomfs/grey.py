@@ -99,7 +99,8 @@ def shown(values: NDArray[Any], voi: Voi) -> NDArray[np.uint8]:
 def _look_up(x: Floats, lut: Lut) -> Floats:
     last = len(lut.values) - 1
     index = np.clip(np.floor(np.nan_to_num(x)) - lut.first, 0, last).astype(np.int64)
-    return lut.values[index]
+    values: Floats = lut.values[index]
+    return values
 
 
 def _by_lut(x: Floats, lut: Lut) -> Floats:

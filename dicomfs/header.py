@@ -33,7 +33,8 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
-from dicomfs.errors import UnreadableDataSet
+from dicomfs.elements import ITEM, LONG_VR, SHORT_VR, UNDEFINED, Walk, inflate, is_vr
+from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
 from dicomfs.naming import short_hash
 
@@ -64,21 +65,8 @@ _WANTED_META: Final = MappingProxyType(
 )
 _VALUE_BYTES: Final = 65_536
 """A wanted value longer than this counts as missing: none of them may have more than a few hundred bytes."""
-_NESTING: Final = 256
-"""Levels of sequences and items that are followed; real objects have fewer than 20."""
-_INFLATED_HEADER_BYTES: Final = 16 << 20
-"""A deflated data set is kept inflated up to here; its header has to lie within."""
-_INFLATED_BYTES: Final = 256 << 20
-"""A deflated data set is inflated up to here to see whether it is whole; what is longer goes unchecked."""
-
-_UNDEFINED: Final = 0xFFFFFFFF
-_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA: Final = 0x7FE00010
 _PIXEL_TAGS: Final = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
-_LONG_VR: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-"""VRs with a length of 32 bits after two reserved bytes (PS3.5 7.1.2)."""
-_SHORT_VR: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-
 _NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 _JPIP_REFERENCED_DEFLATE: Final = "1.2.840.10008.1.2.4.95"
 _DEFLATED: Final = frozenset(
@@ -104,7 +92,8 @@ def _untrusted(function: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return function(*args, **kwargs)
         except _HOSTILE as error:
-            raise UnreadableDataSet(f"damaged data set ({type(error).__name__})") from None
+            kind = f"{type(error).__module__}.{type(error).__qualname__}"
+            raise UnreadableDataSet(f"damaged data set ({kind})") from None
 
     return guarded
 
@@ -134,17 +123,17 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
     """
     syntax = transfer_syntax.strip("\0 ")
     if syntax in _DEFLATED:
-        inflated, total = _inflate(data_set, size)
-        walk = _Walk(inflated, total, explicit=True)
+        inflated, total = inflate(data_set, size)
+        walk = Walk(inflated, total, explicit=True)
     else:
         explicit, little = syntax != ImplicitVRLittleEndian, syntax != ExplicitVRBigEndian
-        walk = _Walk(data_set, size, explicit=explicit, little=little)
+        walk = Walk(data_set, size, explicit=explicit, little=little)
         if not syntax.startswith("1.2.840.10008."):  # nobody says what a private syntax does: see
-            walk.explicit = _is_vr(walk.peek(6)[4:])
+            walk.explicit = is_vr(walk.peek(6)[4:])
     walk.check_start()
     raw, tag, offset, length = _scan(walk)
     values = _Values(raw, _encoding(raw.get("SpecificCharacterSet", b"")), walk.order)
-    native = tag == _PIXEL_DATA and length != _UNDEFINED and syntax in _NATIVE
+    native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
     return _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
 
 
@@ -152,8 +141,8 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
 def read_file_meta(file: BinaryIO) -> FileMeta:
     """Find the data set of a file: after preamble and meta, after meta alone, or at once.
 
-    Without Transfer Syntax UID the encoding is guessed from the first element. Raises UnreadableDataSet
-    when the file does not look like DICOM, or is a DICOMDIR, which lists images and is none.
+    Without Transfer Syntax UID the encoding is guessed from the first element. Raises NotDicom when
+    the file does not look like DICOM, or is a DICOMDIR, which lists images and is none.
     """
     start = file.tell()
     size = file.seek(0, io.SEEK_END) - start
@@ -161,7 +150,7 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     head = file.read(132)
     preamble = 132 if head[128:132] == b"DICM" else 4 if head[:4] == b"DICM" else 0
     file.seek(start + preamble)
-    walk = _Walk(file, size - preamble, explicit=True)
+    walk = Walk(file, size - preamble, explicit=True)
     bare_meta = head[:2] == b"\x02\0" and head[4:6] in {b"UL", b"OB", b"UI"}
     meta = _read_meta(walk) if preamble or bare_meta else {}
     values = _Values(meta, "", "<")
@@ -170,9 +159,9 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     first = file.read(8)
     is_directory = values.text("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage
     if is_directory or (not meta and first[:2] == b"\x04\0" and _guess(first)):
-        raise UnreadableDataSet("a DICOMDIR, not an image object")
+        raise NotDicom("a DICOMDIR, not an image object")
     if not syntax and not (syntax := _guess(first)):
-        raise UnreadableDataSet("not a DICOM file")
+        raise NotDicom("not a DICOM file")
     return FileMeta(
         transfer_syntax=syntax,
         sop_class_uid=values.uid("MediaStorageSOPClassUID") or None,
@@ -182,137 +171,33 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     )
 
 
-# --- encoded elements (PS3.5 7) -------------------------------------------------------------------------
-
-
-class _Walk:
-    """A cursor over the elements of `size` bytes, which never steps past their end."""
-
-    __slots__ = ("_base", "_data", "_head", "_length", "at", "explicit", "order", "size")
-
-    def __init__(self, data: BinaryIO, size: int, *, explicit: bool, little: bool = True) -> None:
-        self._data = data
-        self._base = data.tell()
-        self.at = 0
-        self.size = size
-        self.explicit = explicit
-        self.order = "<" if little else ">"
-        self._head = struct.Struct(self.order + "HH2sH")
-        self._length = struct.Struct(self.order + "L")
-
-    def take(self, count: int) -> bytes:
-        """The next bytes."""
-        raw = self._data.read(count) if self.at + count <= self.size else b""
-        if len(raw) != count:
-            raise UnreadableDataSet(f"cut short: {count} bytes announced, {self.size - self.at} are there")
-        self.at += count
-        return raw
-
-    def skip(self, count: int) -> None:
-        """Step over bytes without reading them."""
-        if self.at + count > self.size:
-            raise UnreadableDataSet(f"cut short: {count} bytes announced, {self.size - self.at} are there")
-        self.at += count
-        self._data.seek(self._base + self.at)
-
-    def peek(self, count: int) -> bytes:
-        """The next bytes, or as many as there are, without stepping."""
-        raw = self._data.read(min(count, self.size - self.at))
-        self._data.seek(self._base + self.at)
-        return raw
-
-    def head(self, *, explicit: bool | None = None) -> tuple[int, bytes, int] | None:
-        """Tag, VR (empty: implicit) and length of the next element; None at the end or before zero padding.
-
-        In explicit VR an element whose VR is no VR is read as an implicit one if its length then fits
-        (writers slip into implicit VR inside sequences), else as one of a short VR.
-        """
-        if self.size - self.at < 8:
-            if self.take(self.size - self.at).strip(b"\0"):
-                raise UnreadableDataSet("cut short inside an element")
-            return None
-        raw = self.take(8)
-        group, number, vr, short = self._head.unpack(raw)
-        tag = group << 16 | number
-        implicit: int = self._length.unpack_from(raw, 4)[0]
-        if group == 0xFFFE or not (self.explicit if explicit is None else explicit):
-            return tag, b"", implicit
-        if vr in _LONG_VR or (short == 0 and vr not in _SHORT_VR and _is_vr(vr)):
-            return tag, vr, self._length.unpack(self.take(4))[0]
-        if vr not in _SHORT_VR and not _is_vr(vr) and implicit <= self.size - self.at:
-            return tag, b"", implicit
-        return tag, vr, short
-
-    def check_start(self) -> None:
-        """Raise UnreadableDataSet unless the first element has the form that the encoding demands."""
-        first = self.peek(8)
-        if not first:
-            raise UnreadableDataSet("an empty data set")
-        group = int.from_bytes(first[:2], "little" if self.order == "<" else "big")
-        if len(first) < 8 or group > 0x0008 or _is_vr(first[4:6]) != self.explicit:
-            # (SOP Class and Instance UID are in group 0008: a data set without them is refused anyway)
-            raise UnreadableDataSet("not a DICOM data set in the announced transfer syntax")
-
-    def skip_sequence(self, *, explicit: bool) -> None:
-        """Step over what follows the head of a sequence of undefined length, however nested."""
-        inside_item = [False]  # per level: between the elements of an item, or between items
-        modes = [explicit]
-        while inside_item:
-            if (head := self.head(explicit=modes[-1])) is None:
-                raise UnreadableDataSet("cut short inside a sequence")
-            tag, vr, length = head
-            if tag == (_ITEM_END if inside_item[-1] else _SEQUENCE_END):
-                inside_item.pop()
-                modes.pop()
-            elif inside_item[-1] == (tag >> 16 == 0xFFFE):
-                raise UnreadableDataSet("a sequence with items out of place")
-            elif length != _UNDEFINED:
-                self.skip(length)
-            else:
-                inside_item.append(not inside_item[-1])
-                # undefined-length UN holds implicit VR little endian (PS3.5 6.2.2)
-                modes.append(modes[-1] and vr != b"UN")
-            if len(inside_item) > _NESTING:
-                raise UnreadableDataSet(f"sequences nested more than {_NESTING} deep")
-
-    def skip_fragments(self) -> None:
-        """Step over encapsulated pixel data (PS3.5 A.4); its delimiter may be missing at the very end."""
-        while (head := self.head(explicit=False)) is not None:
-            tag, _, length = head
-            if tag == _SEQUENCE_END:
-                return
-            if tag != _ITEM or length == _UNDEFINED:
-                raise UnreadableDataSet("encapsulated Pixel Data with something else than fragments")
-            self.skip(length)
-
-
-def _scan(walk: _Walk) -> tuple[dict[str, bytes], int | None, int, int]:
+def _scan(walk: Walk) -> tuple[dict[str, bytes], int | None, int, int]:
     """Values of the wanted elements by keyword; tag, value offset and length of the pixel data.
 
-    The length is `_UNDEFINED` when encapsulated, the tag None when there are no pixels.
+    The length is `UNDEFINED` when encapsulated, the tag None when there are no pixels.
     """
     values: dict[str, bytes] = {}
     while (head := walk.head()) is not None:
         tag, vr, length = head
         if tag in _PIXEL_TAGS:
             offset = walk.at
-            if length == _UNDEFINED:
+            if length == UNDEFINED:
                 walk.skip_fragments()
             else:
                 walk.skip(length)
             return values, tag, offset, length
-        if length == _UNDEFINED:
+        if length == UNDEFINED:
             walk.skip_sequence(explicit=bool(vr) and vr != b"UN")
         elif tag in _WANTED and length <= _VALUE_BYTES:
             values[_WANTED[tag]] = walk.take(length)
-        elif tag == _ITEM:
+        elif tag == ITEM:
             raise UnreadableDataSet("an item outside any sequence")
         else:
             walk.skip(length)
     return values, None, 0, 0
 
 
-def _read_meta(walk: _Walk) -> dict[str, bytes]:
+def _read_meta(walk: Walk) -> dict[str, bytes]:
     """Group 0002 by keyword (PS3.10 7.1); leaves the cursor at the data set."""
     values: dict[str, bytes] = {}
     end = -1
@@ -335,7 +220,7 @@ def _guess(first: bytes) -> str:
     if len(first) < 8:
         return ""
     little, big = struct.unpack("<HH", first[:4]), struct.unpack(">HH", first[:4])
-    known_vr = first[4:6] in _SHORT_VR | _LONG_VR
+    known_vr = first[4:6] in SHORT_VR | LONG_VR
     # the first element of a data set with SOP Class and Instance UID is not after (0008,0018)
     if little[0] in {0x0004, 0x0008} and (little[0] == 0x0004 or little[1] <= 0x0018):
         length = int.from_bytes(first[4:], "little")
@@ -343,31 +228,7 @@ def _guess(first: bytes) -> str:
     return ExplicitVRBigEndian if known_vr and big[0] == 0x0008 and big[1] <= 0x0018 else ""
 
 
-def _inflate(data: BinaryIO, size: int) -> tuple[BinaryIO, int]:
-    """The first bytes of a deflated data set (PS3.5 A.5), and how many there are in all.
-
-    Raises UnreadableDataSet when the deflated stream has no end. A stream that is longer than we care to
-    inflate counts as endless.
-    """
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    kept, total, left = io.BytesIO(), 0, size
-    while not inflater.eof and total < _INFLATED_BYTES:
-        raw = inflater.unconsumed_tail or data.read(min(left, 1 << 16))
-        left -= 0 if inflater.unconsumed_tail else len(raw)
-        piece = inflater.decompress(raw, 1 << 20)
-        if not raw and not piece:
-            raise UnreadableDataSet("cut short: the deflated data set has no end")
-        kept.write(piece[: max(0, _INFLATED_HEADER_BYTES - total)])
-        total += len(piece)
-    kept.seek(0)
-    return kept, total if inflater.eof else 1 << 62
-
-
 # --- values ---------------------------------------------------------------------------------------------
-
-
-def _is_vr(raw: bytes) -> bool:
-    return raw.isalpha() and raw.isupper()
 
 
 def _charset_key(term: str) -> str:

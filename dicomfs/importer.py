@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from dicomfs.errors import BadInstance, UsageError
+from dicomfs.errors import BadInstance, NotDicom, UsageError
 from dicomfs.header import read_file_meta
 from dicomfs.ingest import Ingest
 from dicomfs.model import Outcome, Receipt
@@ -25,9 +25,11 @@ class Result:
 
     path: Path
     outcome: Outcome | None
-    """None when it was skipped."""
+    """None when it was not taken in."""
     reason: str = ""
-    """Why it was skipped."""
+    """Why it was not taken in."""
+    is_dicom: bool = True
+    """False when leaving it out loses nothing: it is a file of another kind."""
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
@@ -70,7 +72,7 @@ def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None
 def _take_in_one(ingest: Ingest, path: Path) -> Result:
     try:
         if not path.is_file():
-            return Result(path, None, "not a regular file")
+            return Result(path, None, "not a regular file", is_dicom=False)
         with path.open("rb") as file:
             meta = read_file_meta(file)
             receipt = Receipt(
@@ -82,6 +84,8 @@ def _take_in_one(ingest: Ingest, path: Path) -> Result:
             file.seek(meta.data_set_offset)
             # What is refused stays where it is, so it need not be kept aside.
             return Result(path, ingest.receive(_chunks(file), receipt, keep_refused=False))
+    except NotDicom as error:
+        return Result(path, None, str(error), is_dicom=False)
     except BadInstance as error:
         return Result(path, None, str(error))
     except OSError as error:

@@ -63,6 +63,9 @@ from dicomfs.naming import (
 
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 30.0
+"""How long a writer waits for the others."""
+READ_TIMEOUT_S: Final = 2.0
+"""Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
 _CLOCK_TOLERANCE_S: Final = 86_400.0
 
 metadata = MetaData()
@@ -358,22 +361,54 @@ def _image(row: Row[Any]) -> ImageRow:
     return ImageRow(**{**row._mapping, "has_pixels": bool(row.has_pixels)})
 
 
+_FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
+"""What SQLite says of a file that is no database, or has other tables or columns than ours."""
+
+
+def _code(error: exc.DBAPIError) -> int:
+    """SQLite's primary result code."""
+    return int(getattr(error.orig, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _tables(connection: Connection) -> set[str]:
+    rows = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'")
+    return set(rows.scalars())
+
+
+def _switch_to_wal(connection: Connection) -> None:
+    """For ever, as it is a property of the file.
+
+    While another process does the same, SQLite answers "locked" at once instead of waiting.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
+        except exc.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+        finally:
+            connection.rollback()
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
     try:
         yield
     except exc.DBAPIError as error:
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
+        if _code(error) == sqlite3.SQLITE_FULL:
             raise StoreFull("no space left for the index; free some space, then send again") from error
         raise StoreUnavailable(f"the index cannot be used now: {error.orig}") from error
 
 
-def _connect(path: Path, *, synchronous: str) -> Engine:
+def _connect(path: Path, timeout_s: float) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
-        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+        connect_args={"timeout": timeout_s, "check_same_thread": False},
         poolclass=NullPool,
     )
 
@@ -382,8 +417,7 @@ def _connect(path: Path, *, synchronous: str) -> Engine:
         # Transactions are begun by us, explicitly: the driver would begin them deferred, and a deferred
         # transaction that comes to write can fail where an immediate one waits.
         connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -32768")
 
@@ -401,36 +435,43 @@ class Index:
         """
         if not create and not path.exists():
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
-        self._engine = _connect(path, synchronous="FULL")
-        self._reads = 0
-        with _translated():
-            self._connection: Connection = self._engine.connect()
+        self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:
-            self.store_id = self._check(create=create)
+            with _translated():
+                self._connection: Connection = self._engine.connect()
+            self.store_id = self._prepare(create=create)
         except exc.DatabaseError as error:
             self.close()
+            with _translated():
+                if _code(error) not in _FOREIGN:
+                    raise
             raise StoreMismatch(f"{path} is not a dicomfs index: {error.orig}") from error
         except BaseException:
             self.close()
             raise
 
-    def _check(self, *, create: bool) -> str:
-        with self._immediate() as connection:
-            known = connection.exec_driver_sql(
-                "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'about'"
-            ).scalar_one()
-            if not known:
-                if not create:
-                    raise StoreMismatch("the index file is empty; receive or import something first")
-                metadata.create_all(connection)
-                facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
-                facts["created"] = str(time.time())
-                connection.execute(insert(about), [{"key": k, "value": v} for k, v in facts.items()])
-                connection.execute(insert(counter).values(last_sequence=0))
-            facts = {row.key: row.value for row in connection.execute(select(about))}
-        if facts["schema_version"] != str(SCHEMA_VERSION):
+    def _prepare(self, *, create: bool) -> str:
+        """Make the tables if need be, check the version; returns the id of the store."""
+        if create:
+            _switch_to_wal(self._connection)
+            with self._immediate() as connection:
+                if not _tables(connection):
+                    metadata.create_all(connection)
+                    facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
+                    facts["created"] = str(time.time())
+                    connection.execute(insert(about), [{"key": k, "value": v} for k, v in facts.items()])
+                    connection.execute(insert(counter).values(last_sequence=0))
+        tables = _tables(self._connection)
+        if not tables:
+            raise StoreMismatch("the index file is empty; receive or import something first")
+        if not tables >= set(metadata.tables):
+            raise StoreMismatch("the index file is a database of something else, not a dicomfs index")
+        facts = {row.key: row.value for row in self._connection.execute(select(about))}
+        self._connection.rollback()
+        found = facts.get("schema_version", "(none)")
+        if found != str(SCHEMA_VERSION) or "store_id" not in facts:
             raise StoreMismatch(
-                f"the index has schema version {facts['schema_version']}, this dicomfs reads "
+                f"the index has schema version {found}, this dicomfs reads "
                 f"{SCHEMA_VERSION}: use the dicomfs version that made it"
             )
         return facts["store_id"]
@@ -449,6 +490,8 @@ class Index:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
             yield connection
+            # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
+            connection.exec_driver_sql("COMMIT")
         except BaseException:
             # A full disk makes SQLite roll back by itself.
             driver: Any = connection.connection.dbapi_connection
@@ -456,7 +499,6 @@ class Index:
                 driver.execute("ROLLBACK")
             connection.rollback()
             raise
-        connection.exec_driver_sql("COMMIT")
         connection.commit()
 
     @contextlib.contextmanager
@@ -469,10 +511,11 @@ class Index:
 
     def _rows(self, statement: Any, **values: Any) -> Sequence[Row[Any]]:
         with _translated():
-            rows = self._connection.execute(statement, values).all()
-            # The kept connection must not go on holding a read transaction's bookkeeping.
-            self._connection.rollback()
-        return rows
+            try:
+                return self._connection.execute(statement, values).all()
+            finally:
+                # The kept connection must not go on holding a read transaction's bookkeeping.
+                self._connection.rollback()
 
     def _row(self, statement: Any, **values: Any) -> Row[Any] | None:
         rows = self._rows(statement, **values)
@@ -481,9 +524,10 @@ class Index:
     def data_version(self) -> int:
         """Changes whenever another connection has committed; costs microseconds."""
         with _translated():
-            version = self._connection.exec_driver_sql("PRAGMA data_version").scalar_one()
-            self._connection.rollback()
-        return int(version)
+            try:
+                return int(self._connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+            finally:
+                self._connection.rollback()
 
     def last_sequence(self) -> int:
         """The highest receipt sequence number given so far."""

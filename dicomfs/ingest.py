@@ -56,6 +56,8 @@ class Ingest:
         self.archive = archive
         self._index = index
         self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._committer.start()
 
@@ -104,7 +106,10 @@ class Ingest:
                     )
                 raise
             pending = _Pending(spool, header, receipt)
-            self._queue.put(pending)
+            with self._closing:
+                if self._closed:
+                    raise StoreUnavailable("the store is being closed: nothing is taken in any more")
+                self._queue.put(pending)
             return pending.done.result()
 
     @staticmethod
@@ -120,8 +125,12 @@ class Ingest:
         return header
 
     def close(self) -> None:
-        """Finish what is waiting, then close the index."""
-        self._queue.put(None)
+        """Finish what is waiting, then close the index; who comes later gets StoreUnavailable."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._queue.put(None)
         self._committer.join()
         self._index.close()
 
@@ -167,7 +176,7 @@ class Ingest:
                 pending.done.set_result(outcome)
 
     def _commit(self, batch: list[_Pending]) -> list[Outcome]:
-        new: list[Path] = []
+        new: list[Spool] = []
         folders: set[Path] = set()
         try:
             with _storage_errors("the archive"), self._index.write() as writer:
@@ -176,12 +185,13 @@ class Ingest:
                     sync_directory(folder)
         except BaseException:
             # The numbers of this transaction will be given again: no file may go on bearing them.
-            for path in new:
-                path.unlink(missing_ok=True)
+            # They become spool files again, since each of the batch may be tried once more, alone.
+            for spool in new:
+                self.archive.withdraw(spool)
             raise
         return outcomes
 
-    def _place(self, writer: Writer, pending: _Pending, new: list[Path], folders: set[Path]) -> Outcome:
+    def _place(self, writer: Writer, pending: _Pending, new: list[Spool], folders: set[Path]) -> Outcome:
         """Settle one data set inside the transaction; notes what was published, and where."""
         spool, header, receipt = pending.spool, pending.header, pending.receipt
         uid = header.sop_instance_uid
@@ -195,8 +205,8 @@ class Ingest:
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
         sequence = writer.next_sequence()
         self.archive.seal(spool, file_meta(receipt, sequence, header.sop_class_uid, uid))
-        new.append(self.archive.publish(spool))
-        folders.add(new[-1].parent)
+        new.append(spool)
+        folders.add(self.archive.publish(spool).parent)
         warnings = writer.add(header, receipt, sequence, spool.digest, spool.size)
         stored = Stored.OTHER_VERSION if warnings else Stored.NEW
         warnings += [f"has no {keyword}: one was derived" for keyword in header.derived_uids]

@@ -60,9 +60,8 @@ _NATIVE = (
     ExplicitVRBigEndian,
     DeflatedExplicitVRLittleEndian,
 )
-_MULTI_PLUGIN = {
-    # Pillow's libjpeg-turbo is the fast one for 8 bits; the order is fixed so that bytes never depend
-    # on which other decoders happen to be installed.
+_PLUGINS = {
+    # the order is fixed, so that bytes never depend on which other decoders happen to be installed
     JPEGBaseline8Bit: ("pylibjpeg", "pillow"),
     RLELossless: ("pylibjpeg", "pydicom"),
     **dict.fromkeys(JPEGLSTransferSyntaxes, ("pylibjpeg", "pyjpegls")),
@@ -79,6 +78,16 @@ class Grey:
 
     codes: NDArray[Any]
     levels: NDArray[np.int32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where pixel data were found: attribute, VR, first byte and length field of the value."""
+
+    keyword: str = ""
+    vr: str = ""
+    start: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,30 +149,28 @@ def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
         whole = dcmread(file, force=True, specific_tags=[*wanted, *_PIXEL_KEYWORDS])
         tag = next((tag for tag in _PIXEL_KEYWORDS if tag in whole), 0)
         value = octets(whole, tag)[0] if tag else b""
-        located = (_PIXEL_KEYWORDS.get(tag, ""), "OB", 0, len(value))
+        place = _Place(_PIXEL_KEYWORDS.get(tag, ""), "OB", 0, len(value))
         file = BytesIO(value)
     else:
-        located = _locate(file, "big" if ds.original_encoding[1] is False else "little")
-    return _describe(ds, file, syntax, *located)
+        place = _locate(file, "big" if ds.original_encoding[1] is False else "little")
+    return _describe(ds, file, syntax, place)
 
 
-def _locate(file: BinaryIO, order: Literal["little", "big"]) -> tuple[str, str, int, int]:
-    """Keyword, VR, first byte and length field of the pixel data that `file` stands before."""
+def _locate(file: BinaryIO, order: Literal["little", "big"]) -> _Place:
+    """The pixel data that `file` stands before."""
     head = file.read(12)
     if len(head) < 8:
-        return "", "", 0, 0
+        return _Place()
     tag = int.from_bytes(head[:2], order) << 16 | int.from_bytes(head[2:4], order)
     explicit = head[4:6] in _LONG_VRS
     if not explicit:
         file.seek(8 - len(head), SEEK_CUR)
     length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
-    return _PIXEL_KEYWORDS.get(tag, ""), head[4:6].decode() if explicit else "OW", file.tell(), length
+    return _Place(_PIXEL_KEYWORDS.get(tag, ""), head[4:6].decode() if explicit else "OW", file.tell(), length)
 
 
-def _describe(
-    ds: Dataset, file: BinaryIO, syntax: UID, keyword: str, vr: str, start: int, length: int
-) -> Image:
-    if not keyword or not length:
+def _describe(ds: Dataset, file: BinaryIO, syntax: UID, place: _Place) -> Image:
+    if not place.keyword or not place.length:
         raise NotDisplayable("It holds no pixel data.")
     if not syntax:
         implicit, little = ds.original_encoding
@@ -178,7 +185,9 @@ def _describe(
     samples = integer(ds, 0x00280002, 3 if photometric.startswith(("RGB", "YBR")) else 1)
     if samples not in {1, 3}:
         raise NotDisplayable(f"Images of {samples} samples per pixel are not supported.")
-    allocated = integer(ds, 0x00280100, 8 * {"FloatPixelData": 4, "DoubleFloatPixelData": 8}.get(keyword, 2))
+    allocated = integer(
+        ds, 0x00280100, 8 * {"FloatPixelData": 4, "DoubleFloatPixelData": 8}.get(place.keyword, 2)
+    )
     stored = integer(ds, 0x00280101, allocated)
     if not 0 < stored <= allocated:
         stored = allocated
@@ -186,10 +195,10 @@ def _describe(
     return Image(
         ds=ds,
         file=file,
-        start=start,
-        length=None if length == _UNDEFINED_LENGTH else min(length, end - start),
-        keyword=keyword,
-        vr=vr,
+        start=place.start,
+        length=None if place.length == _UNDEFINED_LENGTH else min(place.length, end - place.start),
+        keyword=place.keyword,
+        vr=place.vr,
         syntax=syntax,
         rows=rows,
         columns=columns,
@@ -230,9 +239,9 @@ def _levels(image: Image, bits: int) -> NDArray[np.int32]:
             (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if image.signed else (0, (1 << stored) - 1)
         )
         return np.clip(values, low, high).astype(np.int32)
-    # old originals keep their values in the upper bits of the word
-    shift = image.high + 1 - stored if stored <= image.high < bits else 0
-    values = codes >> (shift if image.syntax not in JPEGTransferSyntaxes else 0) & ((1 << stored) - 1)
+    # old originals keep their values in the upper bits of the word; a codestream has no upper bits
+    upper = stored <= image.high < bits and image.syntax not in JPEGTransferSyntaxes
+    values = codes >> (image.high + 1 - stored if upper else 0) & ((1 << stored) - 1)
     if image.signed:
         values = np.where(values >> (stored - 1), values - (1 << stored), values)
     return values.astype(np.int32)
@@ -245,8 +254,9 @@ def colour(image: Image, frame: int) -> NDArray[np.uint8]:
     array, photometric = _decode(image, frame)
     rgb = _to_8_bits(array, image.stored)
     if photometric in {"YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}:
-        rgb = convert_color_space(rgb, "YBR_FULL", "RGB")
-    elif photometric not in {"RGB", "MONOCHROME2", ""}:
+        converted: NDArray[np.uint8] = convert_color_space(rgb, "YBR_FULL", "RGB")
+        return converted
+    if photometric not in {"RGB", "MONOCHROME2", ""}:
         raise NotDisplayable(f"The colour model {photometric} is not supported.")
     return rgb
 
@@ -256,7 +266,8 @@ def _to_8_bits(array: NDArray[Any], stored: int) -> NDArray[np.uint8]:
         array = array >> (stored - 8)
     elif stored < 8:
         array = np.clip(array, 0, (1 << stored) - 1).astype(np.uint16) * 255 // ((1 << stored) - 1)
-    return np.clip(array, 0, 255).astype(np.uint8)
+    narrowed: NDArray[np.uint8] = np.clip(array, 0, 255).astype(np.uint8)
+    return narrowed
 
 
 def _palette(image: Image, stored: Grey) -> NDArray[np.uint8]:
@@ -286,23 +297,23 @@ def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
         "pixel_representation": int(image.signed),
         "pixel_keyword": image.keyword,
         "correct_unused_bits": image.allocated > 16,
+        "number_of_frames": 1,
     }
     try:
         decoder = get_decoder(image.syntax)
     except NotImplementedError as error:
         raise NotDisplayable(f"There is no decoder for its compression ({image.syntax.name}).") from error
     if image.syntax in _NATIVE:
-        array, properties = decoder.as_array(
-            _native(image, frame, options), index=frame, raw=True, view_only=True, **options
-        )
+        file = _native(image, frame, options)
+        if image.allocated == 1 and image.samples == 1:
+            return _unpacked(image, frame), image.photometric
+        array, properties = decoder.as_array(file, index=frame, raw=True, **options)
         return array, str(properties["photometric_interpretation"])
     code = encapsulate([_encoded(image, frame)], has_bot=False)
     failures = []
-    for plugin in _MULTI_PLUGIN.get(image.syntax, ("pylibjpeg",)):
+    for plugin in _PLUGINS.get(image.syntax, ("pylibjpeg",)):
         try:
-            array, properties = decoder.as_array(
-                code, index=0, raw=True, decoding_plugin=plugin, number_of_frames=1, **options
-            )
+            array, properties = decoder.as_array(code, index=0, raw=True, decoding_plugin=plugin, **options)
         except (RuntimeError, ValueError, AttributeError) as error:
             failures.append(error)
         else:
@@ -323,9 +334,18 @@ def _native(image: Image, frame: int, options: dict[str, Any]) -> BinaryIO:
     if image.length < needed:
         raise NotDisplayable(f"Its pixel data are cut short: {image.length} of {needed} bytes.")
     image.file.seek(image.start)
-    options["number_of_frames"] = image.frames
-    options["pixel_vr"] = image.vr
+    options |= {"number_of_frames": image.frames, "pixel_vr": image.vr, "view_only": True}
     return image.file
+
+
+def _unpacked(image: Image, frame: int) -> NDArray[np.uint8]:
+    """A frame of single bits, which need not begin at a whole byte (PS3.5 8.1.1); pydicom 3.0 expects it."""
+    pixels = image.rows * image.columns
+    first = frame * pixels
+    image.file.seek(image.start + first // 8)
+    octet = np.frombuffer(image.file.read((first % 8 + pixels + 7) // 8), np.uint8)
+    bits = np.unpackbits(octet, bitorder="little")[first % 8 : first % 8 + pixels]
+    return bits.reshape(image.rows, image.columns)
 
 
 def _encoded(image: Image, frame: int) -> bytes:

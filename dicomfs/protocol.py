@@ -19,7 +19,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .model import PoolWindow, Recipe, Source
+from dicomfs.model import PoolWindow, Recipe, Source
 
 MAGIC = b"dfw1"
 """Changes with the protocol, so that a worker of another version is refused when it says it is ready."""

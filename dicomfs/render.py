@@ -21,10 +21,11 @@ from dicomfs.display import TAGS, Display, display
 from dicomfs.encode import Picture, encode
 from dicomfs.errors import NotDisplayable
 from dicomfs.grey import Chain, Modality, Span, Voi, render_grey
+from dicomfs.histogram import Member, measure
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.notice import notice
 from dicomfs.pixels import Grey, Image, colour, grey, open_image
-from dicomfs.window import Member, decide, from_header, measure, own
+from dicomfs.window import decide, from_header, own
 
 T = TypeVar("T")
 
@@ -86,8 +87,9 @@ def _translated() -> Iterator[None]:
         with warnings.catch_warnings(action="ignore"):
             yield
     except OSError as error:
-        # a position before the start of the file was asked for: offsets inside the data set are wrong
-        if error.errno == errno.EINVAL:
+        # raised by a library (no errno), or a position before the start of the file was asked for
+        # (EINVAL): what the data set says about itself is wrong, reading works
+        if error.errno in {None, errno.EINVAL}:
             raise NotDisplayable("Its data are damaged.") from error
         raise
     except DAMAGE as error:

@@ -37,7 +37,12 @@ from dicomfs.errors import StoreUnavailable
 from dicomfs.model import PoolWindow
 
 SCHEMA_VERSION: Final = 1
-BUSY_TIMEOUT_S: Final = 10.0
+OPEN_TIMEOUT_S: Final = 30.0
+"""How long to wait for another mount that is making the file."""
+BUSY_TIMEOUT_S: Final = 2.0
+"""Writes are single rows; whoever waits longer than this has met something that hangs."""
+UNRECORDED: Final = 100_000
+"""Most sizes kept in memory while the file cannot be written."""
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +106,9 @@ _SIZE = select(sizes.c.size).where(
     sizes.c.version == bindparam("version"),
 )
 _SIZES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.size).where(
-    sizes.c.recipe == bindparam("recipe"), sizes.c.original.in_(bindparam("originals", expanding=True))
+    sizes.c.recipe == bindparam("recipe"),
+    sizes.c.original.in_(bindparam("originals", expanding=True)),
+    sizes.c.frame.between(bindparam("first"), bindparam("last")),
 )
 _VERSION = select(func.max(pools.c.version)).where(
     pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
@@ -124,27 +131,32 @@ class Renditions:
     def __init__(self, path: Path, store_id: str) -> None:
         """Open or make the file; one that is damaged, of another store or version is made anew.
 
-        Raises StoreUnavailable when it cannot be written.
+        Raises StoreUnavailable when it cannot be opened.
         """
+        self._unrecorded: LRUCache[Key, int] = LRUCache(maxsize=UNRECORDED)
         self._connection = self._open(path)
         try:
-            usable = self._prepare(store_id)
-        except exc.DatabaseError:
-            usable = False
-        if not usable:
-            log.info("renditions of another store or version: starting afresh")
-            self.close()
-            for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-                path.with_name(name).unlink(missing_ok=True)
-            self._connection = self._open(path)
             with _translated():
-                self._prepare(store_id)
+                usable = self._usable(store_id)
+            if not usable:
+                log.info("renditions of another store or version: starting afresh")
+                self.close()
+                _remove(path)
+                self._connection = self._open(path)
+                with _translated():
+                    self._prepare(store_id)
+            with _translated():
+                self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+                self._connection.rollback()
+        except BaseException:
+            self.close()
+            raise
 
     @staticmethod
     def _open(path: Path) -> Connection:
         engine = create_engine(
             f"sqlite:///{path}",
-            connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+            connect_args={"timeout": OPEN_TIMEOUT_S, "check_same_thread": False},
             poolclass=NullPool,
         )
 
@@ -155,18 +167,34 @@ class Renditions:
         with _translated():
             return engine.connect()
 
+    def _usable(self, store_id: str) -> bool:
+        """As `_prepare`; False also for a file that is damaged or no such database."""
+        try:
+            return self._prepare(store_id)
+        except exc.DatabaseError as error:
+            self._connection.rollback()
+            if _code(error) not in _FOREIGN:
+                raise
+            return False
+
     def _prepare(self, store_id: str) -> bool:
+        """Make the tables if need be; False when the file is another store's or version's."""
         connection = self._connection
+        switch_to_wal(connection)
         # Not FULL: losing the last rows in a power cut only means rendering once more.
-        connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
-        metadata.create_all(connection)
         facts = {"schema_version": str(SCHEMA_VERSION), "store_id": store_id}
-        rows = [{"key": key, "value": value} for key, value in facts.items()]
-        connection.execute(insert(about).on_conflict_do_nothing(), rows)
-        found = {row.key: row.value for row in connection.execute(select(about))}
-        connection.rollback()
-        return found == facts
+        # Locked from the first look on: another mount may be starting at the same moment.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            metadata.create_all(connection)
+            rows = [{"key": key, "value": value} for key, value in facts.items()]
+            connection.execute(insert(about).on_conflict_do_nothing(), rows)
+            found = {row.key: row.value for row in connection.execute(select(about))}
+            connection.exec_driver_sql("COMMIT")
+        finally:
+            connection.rollback()
+        return facts.items() <= found.items()
 
     def close(self) -> None:
         """Let go of the file."""
@@ -175,29 +203,52 @@ class Renditions:
 
     def _all(self, statement: Any, values: Any) -> list[Any]:
         with _translated():
-            result = self._connection.execute(statement, values)
-            rows: list[Any] = list(result.all()) if result.returns_rows else []
-            self._connection.rollback()
-        return rows
+            try:
+                result = self._connection.execute(statement, values)
+                return list(result.all()) if result.returns_rows else []
+            finally:
+                self._connection.rollback()
 
     def size(self, key: Key) -> int | None:
         """Bytes of this rendition, or None when it was never rendered."""
+        if key in self._unrecorded:
+            return int(self._unrecorded[key])
         rows = self._all(_SIZE, asdict(key))
         return int(rows[0].size) if rows else None
 
-    def sizes(self, recipe: str, originals: Sequence[int]) -> dict[tuple[int, int, int], int]:
-        """Known sizes in bytes by (original, frame, version)."""
+    def sizes(
+        self, recipe: str, originals: Sequence[int], frames: tuple[int, int]
+    ) -> dict[tuple[int, int, int], int]:
+        """Known sizes in bytes by (original, frame, version), of frames from `frames[0]` to `frames[1]`."""
         if not originals:
             return {}
-        rows = self._all(_SIZES, {"recipe": recipe, "originals": list(originals)})
-        return {(row.original, row.frame, row.version): row.size for row in rows}
+        first, last = frames
+        values = {"recipe": recipe, "originals": list(originals), "first": first, "last": last}
+        found = {(row.original, row.frame, row.version): row.size for row in self._all(_SIZES, values)}
+        if self._unrecorded:
+            wanted = set(originals)
+            for key, size in self._unrecorded.items():
+                if key.recipe == recipe and key.original in wanted:
+                    found[key.original, key.frame, key.version] = size
+        return found
 
     def announce(self, key: Key, size: int, failure: str) -> None:
-        """Record what a render gave, replacing what was announced before."""
+        """Record what a render gave, replacing what was announced before.
+
+        When the file cannot be written (disk full), the size is kept in memory: a picture must not be
+        lost for want of room to note its length.
+        """
         values = {**asdict(key), "size": size, "failure": failure}
         changed = {"size": size, "failure": failure}
         statement = insert(sizes).values(values)
-        self._all(statement.on_conflict_do_update(index_elements=sizes.primary_key, set_=changed), {})
+        try:
+            self._all(statement.on_conflict_do_update(index_elements=sizes.primary_key, set_=changed), {})
+        except StoreUnavailable as error:
+            if not self._unrecorded:
+                log.warning("sizes are kept in memory only: %s", error)
+            self._unrecorded[key] = size
+        else:
+            self._unrecorded.pop(key, None)
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:
         """(original, frame, reason) of frames that cannot be displayed."""
@@ -245,6 +296,14 @@ class Renditions:
             pools.c.pool == pool, pools.c.policy == policy, pools.c.version == version
         )
         self._all(statement.values(through=func.max(pools.c.through, through)), {})
+
+
+def _remove(path: Path) -> None:
+    try:
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"the renditions file cannot be made anew: {error.strerror}") from error
 
 
 @contextlib.contextmanager

@@ -235,10 +235,10 @@ def prepare(
     config = folder / "smb.conf"
     config.write_text(text, encoding="utf-8")
     return PreparedSmbd(
-        argv=(found, "--foreground", f"--configfile={config}"),
+        argv=(found, "--foreground", f"--configfile={config}", f"--log-basename={folder}"),
         env={"PATH": _SEARCH_PATH, "LANG": "C.UTF-8", "HOME": str(folder), "TMPDIR": str(folder)},
         config=config,
-        log=folder / "smbd.log",
+        log=folder / "log.smbd",
         port=port,
         share_name=share_name,
     )
@@ -296,7 +296,6 @@ def _private_globals(folder: Path, port: int) -> list[_Setting]:
         _Setting("server role", "standalone server"),
         _Setting("interfaces", "127.0.0.1/8"),
         _Setting("bind interfaces only", "yes"),
-        _Setting("hosts allow", "127.0.0.1"),
         _Setting("smb ports", str(port)),
         _Setting("disable netbios", "yes"),
         _Setting("server min protocol", "SMB3_00"),
@@ -304,8 +303,9 @@ def _private_globals(folder: Path, port: int) -> list[_Setting]:
         _Setting("guest account", pwd.getpwuid(os.geteuid()).pw_name),
         *_NO_PRINTERS,
         _Setting("logging", "file"),
-        _Setting("log file", _smb_path(folder / "smbd.log")),
         _Setting("log level", "0"),
+        # The helpers would outlive smbd. All that is lost is the list of shares; there is only one.
+        _Setting("rpc start on demand helpers", "no"),
         _Setting("max log size", "1000"),
     ]
     for name, part, mode in (

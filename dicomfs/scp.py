@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol, Self
 
-import pydicom.uid as syntax
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
@@ -69,52 +68,34 @@ class Limits:
 
 # --- What is accepted -------------------------------------------------------------------------------
 
-# PS3.6 table A-1 in our order. Uncompressed first: any reader can show it. Then compressed without loss.
-_KEEPS_ALL: Final = (
-    syntax.ExplicitVRLittleEndian,
-    syntax.ImplicitVRLittleEndian,
-    syntax.ExplicitVRBigEndian,
-    syntax.DeflatedExplicitVRLittleEndian,
-    UID("1.2.840.10008.1.2.1.98"),  # Encapsulated Uncompressed
-    syntax.RLELossless,
-    syntax.JPEGLosslessSV1,
-    syntax.JPEGLossless,
-    UID("1.2.840.10008.1.2.4.58"),  # JPEG Lossless, process 15
-    UID("1.2.840.10008.1.2.4.65"),  # JPEG Lossless, hierarchical, process 28
-    UID("1.2.840.10008.1.2.4.66"),  # JPEG Lossless, hierarchical, process 29
-    syntax.JPEGLSLossless,
-    syntax.JPEG2000Lossless,
-    syntax.JPEG2000MCLossless,
-    syntax.HTJ2KLossless,
-    syntax.HTJ2KLosslessRPCL,
-    UID("1.2.840.10008.1.2.4.110"),  # JPEG XL Lossless
-    UID("1.2.840.10008.1.2.4.111"),  # JPEG XL JPEG Recompression: all that the JPEG had
+
+def _uids(*endings: str) -> tuple[UID, ...]:
+    return tuple(UID(f"1.2.840.10008.1.2{ending}") for ending in endings)
+
+
+# Transfer syntaxes of PS3.6 table A-1 in our order. Uncompressed, because any reader can show it: explicit
+# and implicit little endian, big endian, deflated, encapsulated uncompressed.
+_UNCOMPRESSED: Final = _uids(".1", "", ".2", ".1.99", ".1.98")
+# Without loss: RLE, deflated frames, JPEG (first-order, process 14, 15, 28, 29), JPEG-LS, JPEG 2000 (part 1
+# and 2), HTJ2K (two), JPEG XL (two; the second keeps all that a JPEG had).
+_LOSSLESS: Final = _uids(
+    *(".5", ".8.1", ".4.70", ".4.57", ".4.58", ".4.65", ".4.66", ".4.80", ".4.90", ".4.92"),
+    *(".4.201", ".4.202", ".4.110", ".4.111"),
 )
-# After these comes what is unknown or private: it may lose nothing. Then what may lose something (JPEG 2000
-# and HTJ2K often do not), then what does.
-_MAY_LOSE: Final = (
-    syntax.JPEG2000,
-    syntax.JPEG2000MC,
-    syntax.HTJ2K,
-    UID("1.2.840.10008.1.2.4.112"),  # JPEG XL
-    syntax.JPEGLSNearLossless,
-    syntax.JPEGExtended12Bit,
-    syntax.JPEGBaseline8Bit,
-)
-_RETIRED_LOSSY_JPEG: Final = tuple(UID(f"1.2.840.10008.1.2.4.{n}") for n in (*range(52, 57), *range(59, 65)))
-_VIDEO: Final = tuple(
-    UID(f"1.2.840.10008.1.2.4.{n}{part}")
-    for n in range(100, 109)
-    for part in ("", ".1")
-    if n < 107 or not part
-)
-# The pixels are not in the object at all (JPIP), or the object is not a DICOM data set (MIME, XML).
-_KEEPS_LEAST: Final = tuple(
-    UID(f"1.2.840.10008.1.2.{n}") for n in ("4.94", "4.95", "4.204", "4.205", "6.1", "6.2")
-)
-_AFTER_UNKNOWN: Final = (*_MAY_LOSE, *_RETIRED_LOSSY_JPEG, *_VIDEO, *_KEEPS_LEAST)
-_RANK: Final = {uid: rank for rank, uid in enumerate(_KEEPS_ALL)} | {
-    uid: len(_KEEPS_ALL) + 1 + rank for rank, uid in enumerate(_AFTER_UNKNOWN)
+# Here comes what is unknown or private: it may lose nothing. Then what may lose something, but often does
+# not: JPEG 2000 (part 1 and 2), HTJ2K, JPEG XL, JPEG-LS near-lossless.
+_PERHAPS_LOSSY: Final = _uids(".4.91", ".4.93", ".4.203", ".4.112", ".4.81")
+# JPEG extended, baseline, the retired processes; video.
+_LOSSY: Final = _uids(".4.51", ".4.50", *(f".4.{n}" for n in (*range(52, 57), *range(59, 65))))
+_VIDEO: Final = _uids(*(f".4.{n}{part}" for n in range(100, 109) for part in ("", ".1")))
+# The pixels are not in the object at all (JPIP), or it is not a DICOM data set (MIME, XML).
+_ELSEWHERE: Final = _uids(".4.94", ".4.95", ".4.204", ".4.205", ".6.1", ".6.2")
+
+_BEFORE_UNKNOWN: Final = (*_UNCOMPRESSED, *_LOSSLESS)
+_AFTER_UNKNOWN: Final = (*_PERHAPS_LOSSY, *_LOSSY, *_VIDEO, *_ELSEWHERE)
+_UNKNOWN_RANK: Final = len(_BEFORE_UNKNOWN)
+_RANK: Final = {uid: rank for rank, uid in enumerate(_BEFORE_UNKNOWN)} | {
+    uid: _UNKNOWN_RANK + 1 + rank for rank, uid in enumerate(_AFTER_UNKNOWN)
 }
 
 _NOT_OBJECTS: Final = frozenset(
@@ -129,7 +110,7 @@ _STORAGE_SERVICE: Final = UID("1.2.840.10008.4.2")
 
 def preferred(proposed: Iterable[UID]) -> list[UID]:
     """The proposed transfer syntaxes in our order, each once; equals keep the sender's order."""
-    return sorted(dict.fromkeys(proposed), key=lambda uid: _RANK.get(uid, len(_KEEPS_ALL)))
+    return sorted(dict.fromkeys(proposed), key=lambda uid: _RANK.get(uid, _UNKNOWN_RANK))
 
 
 def is_storage(abstract_syntax: UID) -> bool:
@@ -201,7 +182,7 @@ def _plain(text: object, limit: int) -> str:
 
 def _uid_text(uid: object) -> str:
     """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:64]
+    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:128]
 
 
 def _where(error: BaseException) -> str:
@@ -210,6 +191,20 @@ def _where(error: BaseException) -> str:
     cause = error.__cause__ or error.__context__
     text = f"{type(error).__qualname__}\n{frames}"
     return text if cause is None else f"{text}\ncaused by {_where(cause)}"
+
+
+def _set_up_libraries() -> None:
+    """Process-wide, as the settings of pynetdicom and pydicom are.
+
+    Their logs quote values of the peer; what it means for an association or an object is logged here,
+    under their names. And a UID too long for the standard must not cost a sender its association: it
+    comes as far as the receiver, which refuses that one object.
+    """
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.VALIDATORS["UI"] = lambda uid: (0 < len(uid) <= _LONGEST_UID, "empty or absurdly long")
+    for name in ("pynetdicom", "pydicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("pynetdicom.events").setLevel(logging.ERROR)  # failures of the handlers below
 
 
 def _peer(assoc: Association) -> str:
@@ -231,6 +226,7 @@ class _Rejection:
     reason: str
 
 
+_LONGEST_UID: Final = 1024
 _HANG_UP_S: Final = 1.0
 _LAST_OBJECT_S: Final = 10.0
 
@@ -262,9 +258,7 @@ class StorageSCP:
         Returns at once; associations run in threads of their own. `require_called_ae` rejects senders
         that call us by another title. Raises UsageError when that title or address cannot be used.
         """
-        # Its handlers would log every identifier, and its INFO lines name neither peer nor object.
-        _config.LOG_HANDLER_LEVEL = "none"
-        logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+        _set_up_libraries()
         limits = limits or Limits()
         try:
             ae = AE(ae_title=ae_title)
@@ -417,7 +411,7 @@ class StorageSCP:
             outcome = self._receiver.receive((_data_set(request),), receipt)
         except Exception as error:  # noqa: BLE001  the door: every request is answered, whatever went wrong
             answer = _answer_to(error)
-            what = f"internal error {_where(error)}" if answer is _BUG else str(error)
+            what = f"internal error {_where(error)}" if answer is _BUG else _plain(error, 400)
             LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, peer, answer.status, what)
             return _response(answer)
         for warning in outcome.warnings:

@@ -12,17 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-from dicomfs.errors import DicomfsError
+from dicomfs.errors import PartFailed
 
 log = logging.getLogger(__name__)
 
 STOP_S = 40.0
 """Longer than the receiver's drain: it is killed only after that."""
 _POLL_S = 0.1
-
-
-class PartFailed(DicomfsError):
-    """A part of `serve` could not start, or ended while it should have run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +29,8 @@ class Part:
     argv: Sequence[str]
     answers: Callable[[], bool]
     environment: Mapping[str, str] | None = None
+    group: int | None = 0
+    """0: make it the leader of a process group; None: it makes one itself."""
     start_limit_s: float = 60.0
 
 
@@ -50,10 +48,10 @@ def run(parts: Sequence[Part], ready: Callable[[], None]) -> None:
     running: list[tuple[Part, subprocess.Popen[bytes]]] = []
     try:
         for part in parts:
-            # A session of its own: Ctrl-C reaches us alone, and we stop the parts in order. smbd ends when
-            # the pipe does, should we be killed.
+            # A process group of its own: Ctrl-C reaches us alone, and we stop the parts in order. A part
+            # that watches its standard input ends when the pipe does, should we be killed.
             process = subprocess.Popen(
-                part.argv, env=part.environment, stdin=subprocess.PIPE, start_new_session=True
+                part.argv, env=part.environment, stdin=subprocess.PIPE, process_group=part.group
             )
             running.append((part, process))
             _wait_for(part, running, asked)

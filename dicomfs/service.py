@@ -1,12 +1,17 @@
-"""What a service owes the machine it runs on: readiness told to systemd. Knows nothing of DICOM."""
+"""What a service owes the machine it runs on: readiness told to systemd, no orphans. Knows no DICOM."""
 
+import ctypes
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from typing import Final
 
 READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
+PARENT_VARIABLE: Final = "DICOMFS_PARENT"
+"""Process id of a `serve` that we are a part of: when it ends, so do we."""
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def notify(state: str, environment: Mapping[str, str]) -> None:
@@ -21,3 +26,13 @@ def notify(state: str, environment: Mapping[str, str]) -> None:
             channel.sendto(state.encode(), os.fsencode(address))
     except OSError:
         return
+
+
+def end_with_parent(environment: Mapping[str, str]) -> None:
+    """Have the kernel send us SIGTERM when the process named in `PARENT_VARIABLE` ends, however it ends."""
+    parent = environment.get(PARENT_VARIABLE, "")
+    if not parent:
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
+    if str(os.getppid()) != parent:  # it ended before we could ask
+        raise SystemExit("the process that this was a part of has ended")

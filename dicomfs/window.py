@@ -7,14 +7,13 @@ nor drowns in one bright vessel. Called by `render`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dicomfs.display import Display
 from dicomfs.grey import Floats, Lut, Modality, Rescale, Voi, Window, modality_values
+from dicomfs.histogram import Member, Pool, otsu, pooled
 from dicomfs.model import PoolWindow
 
 HEADER = PoolWindow(None, None, "header")
@@ -23,9 +22,6 @@ HEADROOM = 1.1
 MINMAX_TOLERANCE = 0.03
 STEADY_WIDTHS = 1.25
 FULL_RANGE = 0.95
-AIR_HU = -1024.0
-PADDING_SHARE = 0.5
-"""Share of the outermost pixels that must have one value for it to be border and not image."""
 HEAD_PARTS = ("HEAD", "BRAIN", "SKULL")
 
 _RADIOGRAPHS = ("CR", "DX", "MG", "IO", "PX")
@@ -35,91 +31,6 @@ _MEASURED = ("MR", "NM", "PT", "RTDOSE", "SEG")
 _PHASE_TYPES = frozenset({"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"})
 _PALE_BITS = 8
 """Up to here values are meant for the screen as they are."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Member:
-    """One frame of a pool: its header's wishes and its histogram without padding."""
-
-    display: Display
-    stored: Floats
-    """Distinct stored values, ascending."""
-    counts: NDArray[np.int64]
-    border: float | None
-    """The stored value of a collimator's or shutter's shadow, if there is one."""
-
-    @property
-    def values(self) -> Floats:
-        """Modality values, in the order of `stored`."""
-        return modality_values(self.stored, self.display.transformation)
-
-
-def measure(codes: NDArray[Any], levels: NDArray[np.int32] | None, display: Display) -> Member:
-    """Histogram of one frame, `codes` and `levels` as in `pixels.Grey`; constant frames are fine."""
-    if levels is None:
-        found, counts = np.unique(codes[np.isfinite(codes)], return_counts=True)
-        stored, ring = found.astype(np.float64), _ring(codes).astype(np.float64)
-    else:
-        histogram = np.bincount(codes.ravel(), minlength=levels.size)
-        used = np.flatnonzero(histogram)
-        stored, counts = levels[used].astype(np.float64), histogram[used]
-        order = np.argsort(stored, kind="stable")
-        stored, counts = stored[order], counts[order]
-        ring = levels[_ring(codes)].astype(np.float64)
-    keep = _is_image(stored, display)
-    if keep.any():
-        stored, counts = stored[keep], counts[keep]
-    border = _border(ring) if display.modality in _RADIOGRAPHS + _X_RAY_RUNS else None
-    return Member(display, stored, counts.astype(np.int64), border)
-
-
-def _is_image(stored: Floats, display: Display) -> NDArray[np.bool_]:
-    keep = np.ones(stored.shape, bool)
-    if display.padding is not None:
-        keep &= (stored < display.padding[0]) | (stored > display.padding[1])
-    if display.modality == "CT":
-        keep &= modality_values(stored, display.transformation) >= AIR_HU
-    return keep
-
-
-def _ring(codes: NDArray[Any]) -> NDArray[Any]:
-    return np.concatenate([codes[0], codes[-1], codes[:, 0], codes[:, -1]])
-
-
-def _border(ring: Floats) -> float | None:
-    values, counts = np.unique(ring, return_counts=True)
-    most = int(np.argmax(counts))
-    return float(values[most]) if counts[most] > PADDING_SHARE * ring.size else None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pool:
-    """Histogram of modality values over several frames."""
-
-    values: Floats
-    counts: NDArray[np.int64]
-
-    def percentile(self, percent: float) -> float:
-        """The least value with at least `percent` of all pixels at or below it; 0 for no pixels."""
-        if not self.values.size:
-            return 0.0
-        cumulated = np.cumsum(self.counts)
-        at = int(np.searchsorted(cumulated, percent / 100 * float(cumulated[-1])))
-        return float(self.values[min(at, self.values.size - 1)])
-
-
-def _pool(members: Sequence[Member], *, without_border: bool = False) -> Pool:
-    values, counts = [], []
-    for member in members:
-        keep = np.isfinite(member.values)
-        if without_border and member.border is not None:
-            inside = keep & (member.stored != member.border)
-            keep = inside if inside.any() else keep
-        values.append(member.values[keep])
-        counts.append(member.counts[keep])
-    joined = np.concatenate(values)
-    order = np.argsort(joined, kind="stable")
-    return Pool(joined[order], np.concatenate(counts)[order])
 
 
 # ---------------------------------------------------------------- the header's window
@@ -209,6 +120,10 @@ def _is_uninformative(window: Window, values: Floats, member: Member) -> bool:
 # ---------------------------------------------------------------- windows from the pixels
 
 
+def _unshuttered(members: Sequence[Member]) -> Pool:
+    return pooled(members, without_border=members[0].display.modality in _RADIOGRAPHS + _X_RAY_RUNS)
+
+
 def _over(members: Sequence[Member]) -> str:
     return f" over {len(members)} images" if len(members) > 1 else ""
 
@@ -221,21 +136,24 @@ def _between(low: float, high: float, pool: Pool, reason: str) -> PoolWindow:
 
 
 def _adaptive(members: Sequence[Member]) -> PoolWindow:
-    """Rule A: P0.1 to P99.9 and a tenth above; collimator borders left out where there can be any."""
-    pool = _pool(members, without_border=True)
+    """Rule A: P0.1 to P99.9 and a tenth above, but never beyond the brightest pixel.
+
+    Collimator borders are left out where there can be any.
+    """
+    pool = _unshuttered(members)
     low, high = pool.percentile(0.1), pool.percentile(99.9)
-    high = low + HEADROOM * (high - low)
+    high = min(low + HEADROOM * (high - low), pool.percentile(100))
     return _between(low, high, pool, f"P0.1-P99.9 + 10 %{_over(members)}")
 
 
 def _percentiles(members: Sequence[Member], low: float, high: float) -> PoolWindow:
-    pool = _pool(members, without_border=True)
+    pool = _unshuttered(members)
     reason = f"P{low:g}-P{high:g}{_over(members)}"
     return _between(pool.percentile(low), pool.percentile(high), pool, reason)
 
 
 def _from_zero(members: Sequence[Member], percent: float, headroom: float) -> PoolWindow:
-    pool = _pool(members)
+    pool = pooled(members)
     high = headroom * pool.percentile(percent)
     if high <= 0:
         return _between(0.0, float(pool.values[-1]) if pool.values.size else 0.0, pool, "0 to maximum")
@@ -244,23 +162,14 @@ def _from_zero(members: Sequence[Member], percent: float, headroom: float) -> Po
 
 def _body(members: Sequence[Member]) -> PoolWindow:
     """P1-P99 of the foreground: above Otsu's threshold on logarithms, so that bright does not eat dim."""
-    pool = _pool(members)
+    pool = pooled(members)
     if pool.values.size > 2:
         logarithms = np.log1p(pool.values - pool.values[0])
-        bright = logarithms > _otsu(logarithms, pool.counts)
+        bright = logarithms > otsu(logarithms, pool.counts)
         share = pool.counts[bright].sum() / pool.counts.sum()
         if 0.02 < share < 0.98:
             pool = Pool(pool.values[bright], pool.counts[bright])
     return _between(pool.percentile(1), pool.percentile(99), pool, f"P1-P99 of the body{_over(members)}")
-
-
-def _otsu(values: Floats, counts: NDArray[np.int64]) -> float:
-    """The threshold between two classes of greatest variance between them; `values` ascending."""
-    below = np.cumsum(counts)[:-1].astype(np.float64)
-    above = counts.sum() - below
-    moment = np.cumsum(values * counts)
-    mean_below, mean_above = moment[:-1] / below, (moment[-1] - moment[:-1]) / above
-    return float(values[:-1][np.argmax(below * above * (mean_below - mean_above) ** 2)])
 
 
 def _identity(display: Display) -> PoolWindow:
@@ -277,7 +186,7 @@ def _mr(members: Sequence[Member]) -> PoolWindow:
     if _says_enough(members):
         return HEADER
     if ends.min() < 0 and _PHASE_TYPES & set(display.image_type[2:]):
-        pool = _pool(members)
+        pool = pooled(members)
         extremes = ends if display.bits <= 12 else np.array([pool.percentile(0.1), pool.percentile(99.9)])
         half = float(np.abs(extremes).max()) or 1.0
         return PoolWindow(-half, half, "phase: symmetric about 0")
@@ -382,6 +291,6 @@ def decide(members: Sequence[Member]) -> PoolWindow:
         return PoolWindow(None, None, "none of the images can be read")
     with np.errstate(all="ignore"):
         decided = _RULES.get(members[0].display.modality, _other)(members)
-    if decided.low is not None and not np.isfinite([decided.low, decided.high]).all():
+    if not all(end is None or np.isfinite(end) for end in (decided.low, decided.high)):
         return PoolWindow(0.0, 1.0, "no finite values")
     return decided

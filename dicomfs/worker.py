@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import NotDisplayable
-from .model import PoolWindow, Recipe, Source
-from .protocol import (
+from dicomfs.errors import NotDisplayable
+from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.protocol import (
     MAX_DATA_BYTES,
     READY_JOB,
     Answer,
@@ -61,7 +61,7 @@ class Tasks(NamedTuple):
 
 def load_tasks() -> Tasks:
     """The real tasks; imported here so that limits are in force before any decoder is loaded."""
-    from . import notice, render  # noqa: PLC0415
+    from dicomfs import notice, render  # noqa: PLC0415
 
     return Tasks(render.render, render.decide_pool, render.probe_digest, notice.notice)
 
@@ -85,7 +85,7 @@ def confine(memory_bytes: int, parent_pid: int) -> None:
     for number in (
         signal.SIGINT,
         signal.SIGTERM,
-    ):  # Ctrl-C and systemd reach the whole group; the parent decides
+    ):  # Ctrl-C and systemd reach the whole group: the parent decides
         signal.signal(number, signal.SIG_IGN)
 
 

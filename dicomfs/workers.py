@@ -9,27 +9,19 @@ Used by the mount; everything here belongs to trio's thread.
 Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled leaves the queue.
 """
 
-import fcntl
 import logging
-import os
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self
 
 import trio
 
-from .errors import DicomfsError, NotDisplayable, RenderFailed
-from .model import PoolWindow, Recipe, Source
-from .protocol import (
-    READY_JOB,
+from dicomfs.errors import NotDisplayable, RenderFailed, WorkerStartFailed
+from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.protocol import (
     Answer,
-    AnswerReader,
     BrokenAnswer,
     NoticeRequest,
     PoolRequest,
@@ -39,27 +31,16 @@ from .protocol import (
     Status,
     decode_window,
     encode_request,
-    frame_request,
     sentence,
 )
+from dicomfs.workerprocess import WorkerDied, WorkerProcess
 
 log = logging.getLogger(__name__)
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "dicomfs.worker")
 """`-P`: nothing that lies in the current folder is imported."""
-REAP_LIMIT_S = 5.0
-"""How long a killed process may take to vanish; longer only when it hangs in the kernel."""
-DEATH_LIMIT_S = 1.0
-"""From the end of a process's output to the end of the process."""
-PIPE_BYTES = 1 << 20
-"""Capacity of the answer pipe: most pictures arrive in one piece."""
-LAST_WORDS_CHARACTERS = 4_000
 START_FAILURES_IN_A_ROW = 3
 """So many, after a good start, and `Workers.run` gives up: the installation changed under our feet."""
-
-
-class WorkerStartFailed(DicomfsError):
-    """A render worker does not start: the installation is broken, or the memory limit is too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,132 +66,6 @@ class Statistics:
     waiting: int
     running: int
     processes: int
-
-
-class _Died(Exception):
-    """The process closed its output before the answer was complete."""
-
-
-class _Process:
-    """One worker process, seen from the parent; used by one task at a time."""
-
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
-        self._pipes = [pipe for pipe in (process.stdin, process.stdout, process.stderr) if pipe is not None]
-        self._in, self._out, self._err = (pipe.fileno() for pipe in self._pipes)
-        self._pidfd = os.pidfd_open(process.pid)
-        self.pid = process.pid
-        self.jobs = 0
-        for number in (self._in, self._out, self._err):
-            os.set_blocking(number, False)
-        with suppress(OSError):  # the user's share of pipe memory is used up: slower, not wrong
-            fcntl.fcntl(self._out, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-
-    @classmethod
-    async def start(cls, command: Sequence[str], memory_bytes: int, limit_s: float) -> Self:
-        """A process that has said it is ready. Raises WorkerStartFailed with what it printed."""
-        # Started in this thread and not in one of trio's: the kernel ends the worker with the *thread* that
-        # started it, and trio's threads end when they have been idle for some seconds.
-        try:
-            self = cls(_spawn((*command, str(memory_bytes), str(os.getpid()))))
-        except OSError as error:
-            raise WorkerStartFailed(f"The render worker cannot be started: {error}") from error
-        why = f"not ready within {limit_s:g} s"
-        try:
-            with trio.move_on_after(limit_s):
-                if (await self._read(AnswerReader(READY_JOB, 0))).status is Status.READY:
-                    return self
-        except _Died:
-            why = await self.how_it_ended()
-        except BrokenAnswer as error:
-            why = str(error)
-        except BaseException:
-            await self.end()
-            raise
-        words = self.last_words()
-        await self.end()
-        raise WorkerStartFailed(f"The render worker does not start ({why}): {words}")
-
-    async def ask(self, body: bytes) -> Answer:
-        """Do one job. Raises _Died, BrokenAnswer; after these and after cancellation, `end` it."""
-        self.jobs += 1
-        await self._write(frame_request(self.jobs, body))
-        return await self._read(AnswerReader(self.jobs))
-
-    async def _write(self, request: bytes) -> None:
-        rest = memoryview(request)
-        while rest:
-            try:
-                rest = rest[os.write(self._in, rest) :]
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._in)
-            except BrokenPipeError:
-                raise _Died from None
-
-    async def _read(self, reader: AnswerReader) -> Answer:
-        while True:
-            try:
-                piece = os.read(self._out, PIPE_BYTES)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._out)
-                continue
-            if not piece:
-                raise _Died
-            if (answer := reader.feed(piece)) is not None:
-                return answer
-
-    def has_ended(self) -> bool:
-        """True when the process is gone, whoever ended it."""
-        return self._process.poll() is not None
-
-    async def how_it_ended(self) -> str:
-        """Name of the signal or exit code, for a process that has closed its output."""
-        with trio.move_on_after(DEATH_LIMIT_S):
-            await trio.lowlevel.wait_readable(self._pidfd)
-        code = self._process.poll()
-        if code is None:
-            return "closed its output"
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def last_words(self) -> str:
-        """The end of what it wrote on standard error: of a start, or the trace of a crash."""
-        try:
-            words = os.read(self._err, PIPE_BYTES).decode("utf-8", "replace")
-        except BlockingIOError:
-            return "(silence)"
-        return "".join(
-            c if c.isprintable() or c == "\n" else "?" for c in words[-LAST_WORDS_CHARACTERS:]
-        ).strip()
-
-    async def end(self) -> None:
-        """Kill it if it lives, and reap it. *Cancellation*: shielded, at most `REAP_LIMIT_S`."""
-        self._process.kill()
-        with trio.move_on_after(REAP_LIMIT_S, shield=True):
-            await trio.lowlevel.wait_readable(self._pidfd)
-        if self._process.poll() is None:
-            log.error("Render worker %d does not die: it hangs in the kernel", self.pid)
-        os.close(self._pidfd)
-        for pipe in self._pipes:
-            pipe.close()
-
-
-def _spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a process with three pipes, out of reach of Ctrl-C, with an environment of its own."""
-    inherited = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
-    env = {name: os.environ[name] for name in inherited if name in os.environ}
-    # The package may have been found in a way that a child does not inherit, such as `sys.path` of a test.
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), env.get("PYTHONPATH"))))
-    env["LC_ALL"] = "C.UTF-8"
-    for library in (
-        "OPENBLAS",
-        "OMP",
-        "MKL",
-    ):  # threads reserve address space and buy nothing: jobs run in parallel
-        env[f"{library}_NUM_THREADS"] = "1"
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0, env=env, process_group=0
-    )
 
 
 @dataclass(eq=False, slots=True)
@@ -414,7 +269,7 @@ class Workers:
 
     # -- the side of the processes
 
-    async def _slot(self, process: _Process | None, everything: trio.CancelScope) -> None:
+    async def _slot(self, process: WorkerProcess | None, everything: trio.CancelScope) -> None:
         """One place for a process: start it on demand, use it, replace it."""
         retry: _Job | None = None
         if process is None:
@@ -446,9 +301,9 @@ class Workers:
         self._dispatch()
         await demand.wait()
 
-    async def _start(self) -> _Process:
+    async def _start(self) -> WorkerProcess:
         try:
-            process = await _Process.start(self._command, self._memory_bytes, self._start_limit_s)
+            process = await WorkerProcess.start(self._command, self._memory_bytes, self._start_limit_s)
         except WorkerStartFailed:
             self._start_failures += 1
             raise
@@ -456,7 +311,7 @@ class Workers:
         self._processes += 1
         return process
 
-    async def _use(self, process: _Process, job: _Job | None) -> _Job | None:
+    async def _use(self, process: WorkerProcess, job: _Job | None) -> _Job | None:
         """Work until the process has to be replaced; the job that is to be tried again in the next one."""
         while process.jobs < self._recycle_after:
             if job is None:
@@ -482,12 +337,12 @@ class Workers:
         assert idle.job is not None  # noqa: S101 - set before `called`
         return idle.job
 
-    async def _perform(self, process: _Process, job: _Job) -> bool:
+    async def _perform(self, process: WorkerProcess, job: _Job) -> bool:
         """Do one job; False when the process is of no more use."""
         with trio.move_on_after(self._time_limit_s):
             try:
                 answer = await process.ask(job.body)
-            except (_Died, BrokenAnswer) as error:
+            except (WorkerDied, BrokenAnswer) as error:
                 await self._crash(process, job, error)
                 return False
             self._finish(job, _judge(answer))
@@ -497,11 +352,11 @@ class Workers:
         self._finish(job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
         return False
 
-    async def _crash(self, process: _Process, job: _Job, error: _Died | BrokenAnswer) -> None:
+    async def _crash(self, process: WorkerProcess, job: _Job, error: WorkerDied | BrokenAnswer) -> None:
         """Once may be the fault of an earlier job: the first crash is forgiven, the second ends the job."""
         self._crashed += 1
         job.crashes += 1
-        how = await process.how_it_ended() if isinstance(error, _Died) else sentence(str(error))
+        how = await process.how_it_ended() if isinstance(error, WorkerDied) else sentence(str(error))
         log.warning("Render worker %d failed in a job: %s", process.pid, how)
         log.debug("Last words of render worker %d: %s", process.pid, process.last_words())
         if job.abandoned:

@@ -9,7 +9,8 @@ import errno
 import hashlib
 import logging
 import os
-import shutil
+import re
+import signal
 import socket
 import sqlite3
 import struct
@@ -41,6 +42,7 @@ from dicomfs.errors import (
 from dicomfs.ingest import Ingest
 from dicomfs.model import Outcome, Receipt, Stored
 from dicomfs.scp import Limits, Receiver, StorageSCP, is_storage, preferred
+from tests.support import Running, command_line, connects, free_port, lacking, require, running, wait_until
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -68,19 +70,6 @@ ACCEPTED, ABSTRACT_SYNTAX_NOT_SUPPORTED = 0, 3
 DATA, COMMAND, LAST = 0, 1, 2
 A_ASSOCIATE_AC, A_ASSOCIATE_RJ, P_DATA_TF, A_RELEASE_RQ, A_RELEASE_RP, A_ABORT = 2, 3, 4, 5, 6, 7
 PATIENCE_S = 20.0
-
-
-def require(*tools: str, root: bool = False) -> None:
-    missing = [tool for tool in tools if shutil.which(tool) is None]
-    if missing or (root and os.geteuid() != 0):
-        pytest.skip(f"needs {' '.join(missing)}{' as root' if root else ''}")
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 # --- A sender by hand -------------------------------------------------------------------------------
@@ -408,6 +397,13 @@ def scripted(receiver: Scripted, limits: Limits | None = None, **options: bool) 
         scp.stop(drain_seconds=5)
 
 
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """Where an SCP listens, for tests that store nothing."""
+    with scripted(Scripted()) as scp:
+        yield scp.port
+
+
 def run(*command: object) -> subprocess.CompletedProcess[str]:
     """A DCMTK tool; without TCP_NODELAY its acknowledgements crawl."""
     return subprocess.run(
@@ -446,10 +442,10 @@ def storescu(port: int, *arguments: object) -> subprocess.CompletedProcess[str]:
         ([JPIP], JPIP),
     ],
 )
-def test_one_context_gets_the_syntax_that_keeps_most(door: Door, proposed: list[str], first: str) -> None:
+def test_one_context_gets_the_syntax_that_keeps_most(port: int, proposed: list[str], first: str) -> None:
     assert preferred([UID(uid) for uid in proposed])[0] == first
     contexts = [(CT, proposed), (PRIVATE_CLASS, proposed), ("1.2.826.0.1.3680043.999.7", proposed)]
-    with Wire(door.port, contexts) as wire:
+    with Wire(port, contexts) as wire:
         assert wire.results == [(ACCEPTED, first)] * 3
 
 
@@ -466,9 +462,9 @@ def test_every_known_transfer_syntax_has_its_place() -> None:
     assert all(name.startswith(("SMPTE", "Papyrus")) for name in unranked), unranked
 
 
-def test_own_contexts_of_one_class_are_answered_one_by_one(door: Door) -> None:
+def test_own_contexts_of_one_class_are_answered_one_by_one(port: int) -> None:
     """Senders like storescu propose a class several times, with one transfer syntax each."""
-    with Wire(door.port, [(MR, [JPEG_BASELINE]), (MR, [IMPLICIT, EXPLICIT]), (MR, [J2K])]) as wire:
+    with Wire(port, [(MR, [JPEG_BASELINE]), (MR, [IMPLICIT, EXPLICIT]), (MR, [J2K])]) as wire:
         assert wire.results == [(ACCEPTED, JPEG_BASELINE), (ACCEPTED, EXPLICIT), (ACCEPTED, J2K)]
 
 
@@ -490,13 +486,13 @@ def test_own_contexts_of_one_class_are_answered_one_by_one(door: Door) -> None:
         "1.2.840.10008.1.2.1",  # a transfer syntax
     ],
 )
-def test_other_services_are_refused(door: Door, uid: str) -> None:
-    with Wire(door.port, [(uid, [IMPLICIT]), (CT, [IMPLICIT])]) as wire:
+def test_other_services_are_refused(port: int, uid: str) -> None:
+    with Wire(port, [(uid, [IMPLICIT]), (CT, [IMPLICIT])]) as wire:
         assert wire.results[0][0] == ABSTRACT_SYNTAX_NOT_SUPPORTED
         assert wire.results[1] == (ACCEPTED, IMPLICIT)
 
 
-def test_every_storage_class_of_the_standard_is_taken(door: Door) -> None:
+def test_every_storage_class_of_the_standard_is_taken(port: int) -> None:
     """By another list than ours: the storage classes that pynetdicom knows, patients' or not."""
     from pynetdicom import sop_class  # noqa: PLC0415  only as a reference
 
@@ -504,7 +500,7 @@ def test_every_storage_class_of_the_standard_is_taken(door: Door) -> None:
     assert len(known) > 150
     for start in range(0, len(known), 100):
         contexts = [(str(uid), [IMPLICIT]) for uid in known[start : start + 100]]
-        with Wire(door.port, contexts) as wire:
+        with Wire(port, contexts) as wire:
             assert {result for result, _ in wire.results} == {ACCEPTED}
 
 
@@ -519,9 +515,9 @@ def test_nothing_that_another_service_owns_counts_as_storage() -> None:
     assert not [uid for uid in others if is_storage(UID(uid))]
 
 
-def test_echo(door: Door) -> None:
+def test_echo(port: int) -> None:
     require("echoscu")
-    done = run("echoscu", "-aec", "DICOMFS", "127.0.0.1", door.port)
+    done = run("echoscu", "-aec", "DICOMFS", "127.0.0.1", port)
     assert done.returncode == 0, done.stderr
 
 
@@ -565,23 +561,15 @@ def test_private_class_and_trailing_odd_byte_are_kept(door: Door) -> None:
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm", "waveform_ecg.dcm"])
 def test_storescu_stores_what_storescp_would(door: Door, tmp_path: Path, name: str) -> None:
     """DCMTK's own SCP, told to keep what it receives bit by bit, is the reference."""
-    require("storescu", "storescp")
+    require("storescu")
+    require("storescp")
     path = shipped(name).path
     folder = tmp_path / "reference"
     folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        ["storescp", "-B", "+xa", "-od", str(folder), str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as reference:
-        try:
-            wait_until(lambda: run("echoscu", "127.0.0.1", port).returncode == 0, "storescp")
-            assert run("storescu", "-R", "127.0.0.1", port, path).returncode == 0
-        finally:
-            reference.kill()
+    port = free_port()
+    storescp = ["storescp", "-B", "+xa", "-od", str(folder), str(port)]
+    with running(storescp, tmp_path / "storescp.log", lambda: connects(port), "storescp listens"):
+        assert run("storescu", "-R", "127.0.0.1", port, path).returncode == 0
     done = storescu(door.port, "-R", path)
     assert done.returncode == 0, done.stderr
     (expected,) = [take_apart(p) for p in folder.iterdir()]
@@ -590,7 +578,9 @@ def test_storescu_stores_what_storescp_would(door: Door, tmp_path: Path, name: s
 
 
 def test_file_meta_as_dcmtk_and_pydicom_read_it(door: Door) -> None:
-    require("storescu", "dcmdump", "dcmftest")
+    require("storescu")
+    require("dcmdump")
+    require("dcmftest")
     sent = shipped("CT_small.dcm")
     assert storescu(door.port, sent.path).returncode == 0
     (kept,) = door.originals()
@@ -703,6 +693,21 @@ def test_what_cannot_be_read_is_c000_and_kept_aside(door: Door, data_set: bytes)
     assert aside.read_bytes().endswith(data_set)
 
 
+@pytest.mark.filterwarnings("ignore:The value length .* exceeds the maximum length of 64 allowed for VR UI")
+def test_too_long_a_uid_costs_its_object_not_the_association(door: Door) -> None:
+    long_uid = "1.2.826.0.1.3680043.2.1143.7567016219912961108887122553257011601.11"
+    good = synthetic("1.2.826.0.1.3680043.8.498.13")
+    bad = good.data_set.replace(
+        b"\x08\0\x18\0UI" + struct.pack("<H", len(good.sop_uid)) + good.sop_uid.encode(),
+        b"\x08\0\x18\0UI" + struct.pack("<H", 68) + _uid_value(long_uid),
+    )
+    assert len(bad) == len(good.data_set) + 68 - len(good.sop_uid)
+    with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
+        assert wire.store(bad, MR, long_uid)[0] == 0xC000
+        assert wire.store(good.data_set, MR, good.sop_uid) == (0, "")
+    assert len(door.kept_aside()) == 1
+
+
 def test_no_data_set_is_c001(door: Door) -> None:
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         wire.send_command(0, MR, "1.2.3", data_set=False)
@@ -771,7 +776,9 @@ def test_receipt_says_who_sent_what(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    require("mount", root=True)
+    require("mount")
+    if os.geteuid() != 0:
+        lacking("only root can mount a tmpfs")
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
     try:
@@ -846,7 +853,7 @@ def _unknown_context(wire: Wire) -> None:
     wire.send_pdv(9, DATA | LAST, b"data")
 
 
-# The thread of pynetdicom that reads a command set dies of one it cannot decode; the association ends all the same.
+# pynetdicom's reading thread dies of a command set that it cannot decode; the association ends all the same.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     "harm",
@@ -902,8 +909,8 @@ def test_idle_association_is_aborted() -> None:
         assert wire.is_cut_off()
 
 
-def test_context_without_transfer_syntax_is_rejected(door: Door) -> None:
-    with pytest.raises(RejectedError) as caught, Wire(door.port, [(CT, [])]):
+def test_context_without_transfer_syntax_is_rejected(port: int) -> None:
+    with pytest.raises(RejectedError) as caught, Wire(port, [(CT, [])]):
         pass
     assert caught.value.args == (1, 2, 1)
 
@@ -1031,6 +1038,7 @@ def test_object_being_written_when_the_drain_ends_is_finished() -> None:
 # --- The log ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 def test_log_names_objects_and_peers_but_never_patients(door: Door, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     objects = [
@@ -1045,9 +1053,67 @@ def test_log_names_objects_and_peers_but_never_patients(door: Door, caplog: pyte
         assert wire.store(objects[0].data_set, MR, "1.2.3.555")[0] == 0xA900
         assert wire.store(objects[0].data_set[:-100], MR, objects[0].sop_uid)[0] == 0xC000
         assert wire.store(b"Quixotl" * 20, MR, "1.2.3.556")[0] == 0xC000
-        assert wire.store(objects[0].data_set, MR, "Quixotl\nZebediah")[0] == 0xA900
+        assert wire.store(objects[0].data_set, MR, "1.2\n3")[0] == 0xA900
     wait_until(lambda: "released" in caplog.text, "the end of the association")
     for shown in ("1.2.826.0.1.3680043.8.498.21", "1.2.3.555", "1.2.3.556", "MRI3 at 127.0.0.1"):
         assert shown in caplog.text
+    lines = [record.getMessage() for record in caplog.records if record.name == "dicomfs.scp"]
+    assert not [line for line in lines if "\n" in line]
     for hidden in ("Quixotl", "Zebediah", "19500101"):
         assert hidden not in caplog.text
+
+
+# --- The real command -------------------------------------------------------------------------------
+
+
+@dataclass
+class Service:
+    """`dicomfs scp` in a process of its own."""
+
+    program: Running
+    port: int
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    log = tmp_path / "log"
+    argv = command_line(
+        "scp", "--verbose", "--store", tmp_path / "store", "--host", "127.0.0.1", "--port", "0"
+    )
+
+    def port() -> int:
+        found = re.search(r"listening on .* port (\d+)", log.read_text())
+        return int(found[1]) if found else 0
+
+    with running(argv, log, port, "dicomfs scp listens") as program:
+        yield Service(program, port())
+
+
+def test_sigterm_drains_and_ends_well(service: Service, tmp_path: Path) -> None:
+    sent = synthetic("1.2.826.0.1.3680043.8.498.31")
+    with Wire(service.port, [(MR, [EXPLICIT])]) as wire:
+        wire.send_command(0, MR, sent.sop_uid)
+        wire.send_pdv(0, DATA, sent.data_set[:300])
+        service.program.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: refused(service.port), "the refusal of new senders")
+        assert service.program.process.poll() is None
+        wire.send_pdv(0, DATA | LAST, sent.data_set[300:])
+        assert wire.read_response()[0x0900] == b"\0\0"
+    assert service.program.process.wait(PATIENCE_S) == 0
+    (kept,) = [take_apart(path) for path in tmp_path.glob("store/archive/*/*/*.dcm")]
+    assert kept.data_set == sent.data_set
+    assert "Quixotl" not in service.program.output()
+    assert sent.sop_uid in service.program.output()
+
+
+def test_hostile_bytes_do_not_end_the_service(service: Service) -> None:
+    for harm in (_garbage, _garbage_command, _half_pdu, _unknown_context):
+        with Wire(service.port, [(MR, [EXPLICIT])]) as wire:
+            harm(wire)
+            assert wire.is_cut_off()
+    sent = synthetic("1.2.826.0.1.3680043.8.498.32")
+    with Wire(service.port, [(MR, [EXPLICIT])]) as wire:
+        assert wire.store(sent.data_set, MR, sent.sop_uid)[0] == 0
+    service.program.process.send_signal(signal.SIGINT)
+    assert service.program.process.wait(PATIENCE_S) == 0
+    assert "Quixotl" not in service.program.output()

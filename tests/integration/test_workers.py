@@ -15,9 +15,9 @@ from pydicom.data import get_testdata_file
 
 from dicomfs import notice, render
 from dicomfs.cache import Cache
-from dicomfs.errors import NotDisplayable, RenderFailed
+from dicomfs.errors import NotDisplayable, RenderFailed, WorkerStartFailed
 from dicomfs.model import PoolWindow, Recipe, Source
-from dicomfs.workers import WORKER_COMMAND, Rendered, Workers, WorkerStartFailed
+from dicomfs.workers import WORKER_COMMAND, Rendered, Workers
 
 RECIPE = Recipe("jpg")
 MIB = 1 << 20

@@ -1,0 +1,45 @@
+"""Fixtures for all tests; helpers that are no fixtures are in `tests/support.py`."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+_TAKEN_BY = frozenset({"caplog", "expected_warnings"})
+
+
+class _Collector(logging.Handler):
+    """Keeps records; asks nothing of their text."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.fixture(autouse=True)
+def log_guard(request: pytest.FixtureRequest) -> Iterator[list[logging.LogRecord]]:
+    """A warning that nobody expects fails the test.
+
+    A test that provokes some takes `expected_warnings`, or `caplog` and looks for itself.
+    """
+    collector = _Collector()
+    logger = logging.getLogger("dicomfs")
+    logger.addHandler(collector)
+    try:
+        yield collector.records
+    finally:
+        logger.removeHandler(collector)
+    if collector.records and not _TAKEN_BY & set(request.fixturenames):
+        lines = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in collector.records]
+        pytest.fail("logged, and not expected:\n" + "\n".join(lines), pytrace=False)
+
+
+@pytest.fixture
+def expected_warnings(log_guard: list[logging.LogRecord]) -> Iterator[list[logging.LogRecord]]:
+    """Records of level WARNING and above from `dicomfs`, as they come; at least one must have come."""
+    yield log_guard
+    if not log_guard:
+        pytest.fail("the test expects a warning in the log, and there was none", pytrace=False)

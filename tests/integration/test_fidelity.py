@@ -1,0 +1,95 @@
+"""Grey values against DCMTK's renderer, dcmj2pnm, on files of the pydicom wheels.
+
+RENDERING gate: maximal difference 1 (DCMTK truncates, dicomfs rounds), mean at most 0.6.
+"""
+
+import os
+import shutil
+import subprocess
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.render import render
+
+GREY = [
+    "CT_small.dcm",
+    "MR_small.dcm",
+    "MR_small_RLE.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_implicit.dcm",
+    "MR-SIEMENS-DICOM-WithOverlays.dcm",
+    "examples_overlay.dcm",
+    "bad_sequence.dcm",
+    "dicomdirtests/77654033/CT2/17106",
+    "dicomdirtests/98892003/MR1/5641",
+]
+INVERTED = "MR_small.dcm"
+COLOUR = [
+    "color-pl.dcm",
+    "examples_palette.dcm",
+    "ExplVR_BigEnd.dcm",
+    "SC_rgb_jpeg_dcmtk.dcm",
+    "SC_rgb_small_odd_big_endian.dcm",
+    "SC_ybr_full_422_uncompressed.dcm",
+    "examples_ybr_color.dcm",
+]
+ITS_OWN = PoolWindow(None, None, "header")
+
+
+@pytest.fixture(autouse=True)
+def dcmj2pnm() -> None:
+    if shutil.which("dcmj2pnm") is None:
+        if os.environ.get("DICOMFS_TEST_REQUIRE") == "1":
+            pytest.fail("dcmj2pnm (Debian package dcmtk) is not installed")
+        pytest.skip("dcmj2pnm (Debian package dcmtk) is not installed")
+
+
+def wheel(name: str) -> Path:
+    found = get_testdata_file(name, download=False)
+    if found is None:
+        pytest.skip(f"{name} is in neither of the installed pydicom wheels")
+    assert isinstance(found, str)
+    return Path(found)
+
+
+def ours(path: Path, window: PoolWindow) -> NDArray[np.int64]:
+    return np.asarray(Image.open(BytesIO(render(Source(path), Recipe("png"), window)))).astype(np.int64)
+
+
+def theirs(path: Path, folder: Path, *options: str) -> NDArray[np.int64]:
+    output = folder / "dcmtk.pnm"
+    subprocess.run(
+        ["dcmj2pnm", "-O", "+op", *options, str(path), str(output)], check=True, capture_output=True
+    )
+    return np.asarray(Image.open(output)).astype(np.int64)
+
+
+@pytest.mark.parametrize("name", [name for name in GREY if name != "CT_small.dcm"])
+def test_header_windows(name: str, tmp_path: Path) -> None:
+    path = wheel(name)
+    difference = np.abs(ours(path, ITS_OWN) - theirs(path, tmp_path, "+Wi", "1"))
+    assert difference.max() <= 1
+    assert difference.mean() <= 0.6
+
+
+@pytest.mark.parametrize("name", GREY)
+def test_a_window_in_modality_units(name: str, tmp_path: Path) -> None:
+    # low .. high is LINEAR with centre (low + high + 1) / 2 and width high - low + 1
+    path = wheel(name)
+    difference = np.abs(ours(path, PoolWindow(0, 399, "test")) - theirs(path, tmp_path, "+Ww", "200", "400"))
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("name", COLOUR)
+def test_colour(name: str, tmp_path: Path) -> None:
+    path = wheel(name)
+    difference = np.abs(ours(path, ITS_OWN) - theirs(path, tmp_path))
+    assert difference.max() <= 3  # two inverse DCTs, two roundings of YBR
+    assert difference.mean() <= 0.6

@@ -1,0 +1,148 @@
+"""Import: the same way in as the SCP, and an honest account of every file."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import UID
+
+from dicomfs import cli
+from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
+from dicomfs.index import Index
+
+
+def sample(name: str) -> Path:
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str)
+    return Path(path)
+
+
+def originals(store: Path) -> list[Path]:
+    return sorted((store / "archive").rglob("*.dcm"))
+
+
+def data_set_of(path: Path) -> bytes:
+    """The encoded data set of a file, found by pydicom."""
+    with path.open("rb") as file:
+        meta = dcmread(file, stop_before_pixels=True, specific_tags=[]).file_meta
+        # 128 + DICM + the group length element (12 bytes) + what it counts (PS3.10 table 7.1-1)
+        file.seek(132 + 12 + meta.FileMetaInformationGroupLength)
+        return file.read()
+
+
+def test_the_data_set_is_kept_bit_for_bit_under_its_hash(tmp_path: Path) -> None:
+    source = sample("CT_small.dcm")
+    assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), str(source)]) == cli.OK
+    (stored,) = originals(tmp_path / "s")
+    data_set = data_set_of(source)
+    assert stored.read_bytes()[DATA_SET_OFFSET:] == data_set
+    syntax = dcmread(source).file_meta.TransferSyntaxUID
+    assert stored.stem == hashlib.sha256(syntax.encode() + b"\0" + data_set).hexdigest()
+    assert dcmread(stored).PatientID == dcmread(source).PatientID
+
+
+def test_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["import", "-q", "--json", "--store", str(tmp_path / "s"), str(sample("MR_small.dcm"))]
+    assert cli.main(arguments) == cli.OK
+    before = [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in originals(tmp_path / "s")]
+    capsys.readouterr()
+    assert cli.main(arguments) == cli.OK
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["new"], summary["already_there"]) == (0, 1)
+    assert before == [(p, p.stat().st_ino, p.stat().st_mtime_ns) for p in originals(tmp_path / "s")]
+
+
+def test_a_damaged_original_is_repaired_with_its_old_number(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    for name in ("MR_small.dcm", "CT_small.dcm"):
+        assert cli.main(["import", "-q", "--store", str(store), str(sample(name))]) == cli.OK
+    # By the data set's own length, not by the order of hashes.
+    damaged = next(p for p in originals(store) if dcmread(p).Modality == "MR")
+    whole = damaged.read_bytes()
+    sequence = read_archived_meta(damaged).sequence
+    damaged.chmod(0o600)
+    os.truncate(damaged, len(whole) // 2)
+    assert cli.main(["import", "-q", "--store", str(store), str(sample("MR_small.dcm"))]) == cli.OK
+    assert damaged.read_bytes()[DATA_SET_OFFSET:] == whole[DATA_SET_OFFSET:]
+    assert read_archived_meta(damaged).sequence == sequence
+
+
+def test_a_mixed_folder_is_accounted_for_file_by_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "cd"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "README.txt").write_text("read me")
+    (folder / "empty").touch()
+    whole = sample("CT_small.dcm").read_bytes()
+    (folder / "deep" / "good").write_bytes(whole)
+    (folder / "cut.dcm").write_bytes(whole[:-5000])
+    (folder / "DICOMDIR").write_bytes(sample("DICOMDIR").read_bytes())
+    code = cli.main(["import", "-q", "--json", "--store", str(tmp_path / "s"), str(folder)])
+    summary = json.loads(capsys.readouterr().out)
+    assert code == cli.SOME_REFUSED
+    assert summary["files"] == 5
+    assert (summary["new"], summary["refused"], summary["skipped"], summary["not_tried"]) == (1, 1, 3, 0)
+    assert any("cut short" in reason for reason in summary["reasons"])
+    assert any("DICOMDIR" in reason for reason in summary["reasons"])
+    assert len(originals(tmp_path / "s")) == 1
+    assert list((tmp_path / "s" / "incoming").iterdir()) == []
+
+
+def test_other_files_alone_are_no_failure_but_nothing_at_all_is(tmp_path: Path) -> None:
+    folder = tmp_path / "cd"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("nothing to see")
+    store = str(tmp_path / "s")
+    assert cli.main(["import", "-q", "--store", store, str(folder)]) == cli.SOME_REFUSED
+    (folder / "image").write_bytes(sample("MR_small.dcm").read_bytes())
+    assert cli.main(["import", "-q", "--store", store, str(folder)]) == cli.OK
+
+
+def test_a_missing_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["import", "--store", str(tmp_path / "s"), str(tmp_path / "nowhere")])
+    assert code == cli.USAGE
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "thesis.txt").write_text("mine")
+    code = cli.main(["import", "--store", str(tmp_path / "s"), str(sample("MR_small.dcm"))])
+    assert code == cli.STORE_TROUBLE
+    assert "choose another folder" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["thesis.txt"]
+
+
+def test_edited_file_meta_does_not_matter(tmp_path: Path) -> None:
+    """The data set says what an object is; files are edited and their meta information forgotten."""
+    data_set = dcmread(sample("CT_small.dcm"))
+    data_set.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
+    data_set.save_as(tmp_path / "edited.dcm", enforce_file_format=False)
+    assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), str(tmp_path / "edited.dcm")]) == cli.OK
+    (stored,) = originals(tmp_path / "s")
+    assert dcmread(stored).file_meta.MediaStorageSOPInstanceUID == data_set.SOPInstanceUID
+
+
+def test_the_same_uids_with_other_bytes_keep_both_and_show_the_first(tmp_path: Path) -> None:
+    store = tmp_path / "s"
+    data_set = dcmread(sample("CT_small.dcm"))
+    assert cli.main(["import", "-q", "--store", str(store), str(sample("CT_small.dcm"))]) == cli.OK
+    data_set.ImageComments = "another"
+    data_set.save_as(tmp_path / "other.dcm")
+    assert cli.main(["import", "-q", "--store", str(store), str(tmp_path / "other.dcm")]) == cli.OK
+    assert len(originals(store)) == 2
+    index = Index(store / "index.sqlite3")
+    try:
+        counts = index.counts()
+        assert (counts.instances, counts.originals) == (1, 2)
+        image = index.image(1)
+        assert image is not None
+        shown = dcmread(Archive(store).path(image.hash))
+    finally:
+        index.close()
+    assert shown.ImageComments == dcmread(sample("CT_small.dcm")).ImageComments != "another"

@@ -1,0 +1,94 @@
+"""Options and configuration file: every wrong word is named, with what would have been right."""
+
+from pathlib import Path
+
+import pytest
+
+from dicomfs.config import MountOptions, load, mount_options, option_help
+from dicomfs.errors import UsageError
+
+
+def test_later_options_win_and_lists_are_joined_by_plus() -> None:
+    options = mount_options(["formats=jpg+dcm,quality=70", "quality=80"])
+    assert options.formats == ("jpg", "dcm")
+    assert options.quality == 80
+
+
+def test_what_mount_and_systemd_add_is_accepted() -> None:
+    words = "ro,nosuid,nodev,noauto,_netdev,nofail,x-systemd.automount,comment=systemd.mount,defaults"
+    assert mount_options([words]) == MountOptions()
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("64M", 64 << 20), ("2G", 2 << 30), ("1024", 1024), ("512KiB", 512 << 10)]
+)
+def test_sizes(text: str, size_bytes: int) -> None:
+    assert mount_options([f"cache={text}"]).cache == size_bytes
+
+
+def test_masks_are_octal() -> None:
+    assert mount_options(["umask=022"]).umask == 0o022
+
+
+def test_an_unknown_option_lists_the_valid_ones() -> None:
+    with pytest.raises(UsageError) as caught:
+        mount_options(["format=jpg"])
+    assert "'format'" in str(caught.value)
+    for name, _ in option_help():
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("formats=", "formats=doc", "formats=jpg+", "quality=0", "quality=101", "quality=high", "quality"),
+        *("cache=much", "umask=9", "umask=07777", "warm=maybe", "frames=0", "frames=50000", "uid=-1"),
+        *("workers=1000", "time_limit=0", "allow_other=perhaps"),
+    ],
+)
+def test_wrong_values_name_option_and_remedy(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        mount_options([text])
+    assert f"'{text.partition('=')[0]}'" in str(caught.value)
+
+
+def test_flags_need_no_value() -> None:
+    assert mount_options(["allow_other"]).allow_other
+    assert not mount_options(["warm=off"]).warm
+
+
+def test_a_file_sets_everything_and_the_environment_wins_over_its_store(tmp_path: Path) -> None:
+    path = tmp_path / "dicomfs.toml"
+    path.write_text(
+        'store = "/srv/a"\n[scp]\nport = 104\naet = "PACS"\n[mount]\nformats = ["png", "dcm"]\nwarm = false\n'
+    )
+    settings = load(path, {})
+    assert settings.store == Path("/srv/a")
+    assert (settings.scp.port, settings.scp.aet) == (104, "PACS")
+    assert settings.mount.formats == ("png", "dcm")
+    assert not settings.mount.warm
+    assert load(path, {"DICOMFS_STORE": "/srv/b"}).store == Path("/srv/b")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stroe = '/x'", "stroe"),
+        ("[scp]\nprot = 104", "prot"),
+        ("[mount]\nformat = 'jpg'", "format"),
+        ("[scp]\nport = '104'", "port"),
+        ("[scp]\nopen = 1", "open"),
+        ("store = 7", "store"),
+        ("store = ", "TOML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> None:
+    path = tmp_path / "dicomfs.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=named):
+        load(path, {})
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        load(tmp_path / "none.toml", {})
