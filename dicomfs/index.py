@@ -361,11 +361,11 @@ def _image(row: Row[Any]) -> ImageRow:
     return ImageRow(**{**row._mapping, "has_pixels": bool(row.has_pixels)})
 
 
-_FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
+FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
 """What SQLite says of a file that is no database, or has other tables or columns than ours."""
 
 
-def _code(error: exc.DBAPIError) -> int:
+def sqlite_code(error: exc.DBAPIError) -> int:
     """SQLite's primary result code."""
     return int(getattr(error.orig, "sqlite_errorcode", 0)) & 0xFF
 
@@ -375,7 +375,7 @@ def _tables(connection: Connection) -> set[str]:
     return set(rows.scalars())
 
 
-def _switch_to_wal(connection: Connection) -> None:
+def switch_to_wal(connection: Connection) -> None:
     """For ever, as it is a property of the file.
 
     While another process does the same, SQLite answers "locked" at once instead of waiting.
@@ -385,7 +385,7 @@ def _switch_to_wal(connection: Connection) -> None:
         try:
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         except exc.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
@@ -400,7 +400,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        if _code(error) == sqlite3.SQLITE_FULL:
+        if sqlite_code(error) == sqlite3.SQLITE_FULL:
             raise StoreFull("no space left for the index; free some space, then send again") from error
         raise StoreUnavailable(f"the index cannot be used now: {error.orig}") from error
 
@@ -443,7 +443,7 @@ class Index:
         except exc.DatabaseError as error:
             self.close()
             with _translated():
-                if _code(error) not in _FOREIGN:
+                if sqlite_code(error) not in FOREIGN:
                     raise
             raise StoreMismatch(f"{path} is not a dicomfs index: {error.orig}") from error
         except BaseException:
@@ -453,7 +453,7 @@ class Index:
     def _prepare(self, *, create: bool) -> str:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
-            _switch_to_wal(self._connection)
+            switch_to_wal(self._connection)
             with self._immediate() as connection:
                 if not _tables(connection):
                     metadata.create_all(connection)

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from cachetools import LRUCache
 from sqlalchemy import (
     Column,
     Connection,
@@ -25,6 +26,7 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    cast,
     create_engine,
     event,
     exc,
@@ -34,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
+from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
 from dicomfs.model import PoolWindow
 
 SCHEMA_VERSION: Final = 1
@@ -51,7 +54,7 @@ metadata = MetaData()
 about = Table(
     "about",
     metadata,
-    Column("key", Text, primary_key=True, comment="schema_version, store_id"),
+    Column("key", Text, primary_key=True, comment="schema_version, store_id, followed POLICY"),
     Column("value", Text, nullable=False),
 )
 
@@ -134,6 +137,7 @@ class Renditions:
         Raises StoreUnavailable when it cannot be opened.
         """
         self._unrecorded: LRUCache[Key, int] = LRUCache(maxsize=UNRECORDED)
+        self._first_decisions: LRUCache[tuple[str, str], Decision] = LRUCache(maxsize=UNRECORDED)
         self._connection = self._open(path)
         try:
             with _translated():
@@ -173,7 +177,7 @@ class Renditions:
             return self._prepare(store_id)
         except exc.DatabaseError as error:
             self._connection.rollback()
-            if _code(error) not in _FOREIGN:
+            if sqlite_code(error) not in FOREIGN:
                 raise
             return False
 
@@ -271,11 +275,15 @@ class Renditions:
         """What was decided as this version."""
         rows = self._all(_DECISION, {"pool": pool, "policy": policy, "version": version})
         if not rows:
-            return None
+            return self._first_decisions.get((pool, policy)) if version == 1 else None
         return Decision(rows[0].version, rows[0].through, PoolWindow(**json.loads(rows[0].window)))
 
     def decide(self, pool: str, policy: str, decision: Decision) -> Decision:
-        """Record a decision unless this version exists; returns the one that is on record."""
+        """Record a decision unless this version exists; returns the one that is on record.
+
+        When the file cannot be written (disk full), a first decision is kept in memory, for the same
+        reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
+        """
         statement = insert(pools).values(
             pool=pool,
             policy=policy,
@@ -284,11 +292,29 @@ class Renditions:
             window=json.dumps(asdict(decision.window)),
             decided=int(time.time()),
         )
-        self._all(statement.on_conflict_do_nothing(), {})
+        try:
+            self._all(statement.on_conflict_do_nothing(), {})
+        except StoreUnavailable as error:
+            if decision.version != 1:
+                raise
+            if not self._first_decisions:
+                log.warning("decided windows are kept in memory only: %s", error)
+            self._first_decisions[pool, policy] = decision
         recorded = self.decision(pool, policy, decision.version)
         if recorded is None:
             raise StoreUnavailable("a window that was just recorded is gone from the renditions file")
         return recorded
+
+    def followed(self, policy: str) -> int | None:
+        """Receipt sequence up to which pools were looked at for growth; None: never noted."""
+        rows = self._all(select(about.c.value).where(about.c.key == f"followed {policy}"), {})
+        return int(rows[0].value) if rows else None
+
+    def note_followed(self, policy: str, sequence: int) -> None:
+        """See `followed`: what came in later, or while no mount ran, is looked at by the next mount."""
+        statement = insert(about).values(key=f"followed {policy}", value=str(sequence))
+        later = cast(about.c.value, Integer) < sequence
+        self._all(statement.on_conflict_do_update(["key"], set_={"value": str(sequence)}, where=later), {})
 
     def extend(self, pool: str, policy: str, version: int, through: int) -> None:
         """Note that a decision still holds for members up to `through`."""

@@ -9,9 +9,12 @@ renditions, and never renders, waits, or touches an original. Called by `present
 """
 
 import os
+import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -24,6 +27,9 @@ from dicomfs.renditions import Key, Renditions
 FORMAT_CODES: Final = {"jpg": 1, "png": 2, "dcm": 6}
 """Part of every inode: a code never changes its meaning. 3 to 5 are for tiff, bmp and gif."""
 _FORMAT_OF_CODE: Final = {code: name for name, code in FORMAT_CODES.items()}
+
+_AFTER_NUMBERS: Final = re.compile(r"(\([0-9A-Fa-f]+\))?(_[0-9]+)?\.[A-Za-z0-9]+$")
+"""The parts of a file name behind the numbers: they have no case of their own."""
 
 STORED: Final = "dcm"
 """The format that is not rendered: the stored bytes."""
@@ -75,6 +81,8 @@ class Inode:
         parts = cls(
             Kind(number >> 61 & 3), number & (1 << 33) - 1, name, number >> 33 & 0x3FFF, number >> 47 & 0x3FF
         )
+        if parts.kind is Kind.TOP and parts.id or parts.kind is not Kind.FILE and (parts.frame or parts.version):
+            return None
         return parts if parts.number == number else None
 
 
@@ -180,8 +188,7 @@ class Tree:
         return None
 
     def _find_file(self, exam: int, name: str, shown: str) -> Entry | None:
-        stem, _, extension = name.rpartition(".")
-        parts = parse_file_name(f"{stem}.{extension.lower()}")
+        parts = parse_file_name(_AFTER_NUMBERS.sub(lambda match: match[0].lower(), name))
         if parts is None or parts.extension != shown:
             return None
         row = self._index.image_by_name(
@@ -200,10 +207,12 @@ class Tree:
 
     def entry(self, inode: Inode) -> Entry | None:
         """What `stat` says of an inode, or None when there is no such object in this view."""
-        if inode.kind is Kind.TOP:
-            return self._format_entry(inode.format) if inode.format else self._root_entry()
+        if inode == self.root:
+            return self._root_entry()
         if inode.format not in self.formats:
             return None
+        if inode.kind is Kind.TOP:
+            return self._format_entry(inode.format) if len(self.formats) > 1 else None
         if inode.kind is Kind.PATIENT:
             return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), inode.format)
         if inode.kind is Kind.EXAM:
@@ -240,12 +249,14 @@ class Tree:
         """Entries of (instance, frame number) pairs; `version` None: the current one."""
         versions: dict[str, int] = {}
         known: dict[tuple[int, int, int], int] = {}
-        if shown != STORED:
+        if shown != STORED and files:
             recipe, digest = self._recipes[shown]
             if version is None:
                 pools = list({row.pool for row, _ in files if row.pool})
                 versions = self._renditions.versions(pools, recipe.window)
-            known = self._renditions.sizes(digest, list({row.original for row, _ in files}))
+            originals = list({row.original for row, _ in files})
+            numbers = [max(frame - 1, 0) for _, frame in files]
+            known = self._renditions.sizes(digest, originals, (min(numbers), max(numbers)))
         entries = []
         for row, frame in files:
             size: int | None
@@ -265,16 +276,15 @@ class Tree:
     # Listings
 
     def listing(self, parent: Inode, after: int, most: int) -> Iterator[Listed]:
-        """Entries of a folder after a cookie (0: from the start), at most about `most`.
+        """Entries of a folder after a cookie (0: from the start), at most `most`; none at the end.
 
         Cookies are made of ids, so a listing that goes on while images arrive neither repeats nor
         misses what was there when it began.
         """
         shown = self._format(parent)
         if parent.kind is Kind.TOP and not shown:
-            for place, name in enumerate(self.formats, 1):
-                if place > after:
-                    yield Listed(place, self._format_entry(name))
+            for place, name in list(enumerate(self.formats, 1))[after : after + most]:
+                yield Listed(place, self._format_entry(name))
         elif parent.kind is Kind.EXAM:
             yield from self._list_files(parent, shown, after, most)
         elif parent.kind in (Kind.TOP, Kind.PATIENT):
@@ -292,10 +302,12 @@ class Tree:
         """A file's cookie is its instance id and frame number."""
         first, done = after >> 14, after & 0x3FFF
         files: list[tuple[ImageRow, int]] = []
-        for row in self._index.image_page(exam.id, first, most, pictures=shown != STORED):
+        # One more than asked for, since all of the first may have been handed out before.
+        for row in self._index.image_page(exam.id, first, most + 1, pictures=shown != STORED):
             numbers = self._frame_numbers(row, shown)
             start = 0 if row.id != first or not after else done + 1
-            files += [(row, frame) for frame in numbers if frame >= start]
+            rest = range(max(numbers.start, start), numbers.stop)
+            files += [(row, frame) for frame in rest[: most - len(files)]]
             if len(files) >= most:
                 break
         for entry in self._file_entries(files, shown):
@@ -303,10 +315,10 @@ class Tree:
 
     # Contents
 
-    def stored_file(self, inode: Inode) -> Path | None:
-        """Path of the stored bytes behind a `dcm` file."""
+    def stored_file(self, inode: Inode) -> tuple[Path, int] | None:
+        """Path and bytes of the stored file behind a `dcm` file."""
         row = self._index.image(inode.id) if inode.kind is Kind.FILE and inode.format == STORED else None
-        return self._archive.path(row.hash) if row else None
+        return (self._archive.path(row.hash), DATA_SET_OFFSET + row.size) if row else None
 
     def picture(self, inode: Inode) -> Picture | None:
         """What to render for a file that is not stored as such."""
@@ -324,13 +336,20 @@ class Tree:
         """Size and free space of the disk that holds the originals. Raises OSError."""
         return os.statvfs(self._archive.root)
 
-    def pool_sources(self, pool: str, most: int, through: int | None = None) -> tuple[int, list[Source]]:
+    def pool_sources(self, pool: str, most: int) -> tuple[int, list[Source]]:
         """Highest member id of a pool and at most `most` of its frames, evenly spaced in order of receipt."""
-        members = [row for row in self._index.pool_members(pool) if through is None or row.id <= through]
-        frames = [(row, frame) for row in members for frame in range(row.frames)]
-        step = max(len(frames) / most, 1.0)
-        chosen = [frames[int(place * step)] for place in range(min(len(frames), most))]
-        sources = [Source(self._archive.path(row.hash), frame) for row, frame in chosen]
+        members = self._index.pool_members(pool)
+        # Arithmetic and no list of frames: a header may claim two thousand million.
+        ends = list(accumulate(row.frames for row in members))
+        total = ends[-1] if ends else 0
+        chosen = min(total, most)
+        sources = []
+        for place in range(chosen):
+            number = place * total // chosen
+            member = bisect_right(ends, number)
+            row = members[member]
+            frame = number - (ends[member] - row.frames)
+            sources.append(Source(self._archive.path(row.hash), frame))
         return (members[-1].id if members else 0), sources
 
     def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:

@@ -80,7 +80,11 @@ def _mount_points() -> set[str]:
     lines = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     # Space, tab, newline and backslash are written as octal escapes there.
     return {
-        line.split(" ")[1].encode("utf-8", "surrogateescape").decode("unicode_escape").encode("latin-1").decode()
+        line.split(" ")[1]
+        .encode("utf-8", "surrogateescape")
+        .decode("unicode_escape")
+        .encode("latin-1")
+        .decode()
         for line in lines
     }
 

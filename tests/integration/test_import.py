@@ -71,6 +71,7 @@ def test_a_damaged_original_is_repaired_with_its_old_number(tmp_path: Path) -> N
     assert read_archived_meta(damaged).sequence == sequence
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_a_mixed_folder_is_accounted_for_file_by_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -609,7 +609,9 @@ def test_equal_resend_changes_nothing(door: Door) -> None:
     assert door.rows("SELECT * FROM originals") == rows
 
 
-def test_same_identity_other_bytes_are_both_kept(door: Door) -> None:
+def test_same_identity_other_bytes_are_both_kept(
+    expected_warnings: list[logging.LogRecord], door: Door
+) -> None:
     one = synthetic("1.2.826.0.1.3680043.8.498.5")
     two = synthetic("1.2.826.0.1.3680043.8.498.5", SeriesDescription="corrected")
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
@@ -621,7 +623,9 @@ def test_same_identity_other_bytes_are_both_kept(door: Door) -> None:
 
 
 @pytest.mark.parametrize("missing", ["StudyInstanceUID", "SeriesInstanceUID"])
-def test_missing_study_or_series_uid_is_no_reason_to_lose_an_image(door: Door, missing: str) -> None:
+def test_missing_study_or_series_uid_is_no_reason_to_lose_an_image(
+    expected_warnings: list[logging.LogRecord], door: Door, missing: str
+) -> None:
     sent = synthetic("1.2.826.0.1.3680043.8.498.6", **{missing: None})
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         assert wire.store(sent.data_set, MR, sent.sop_uid) == (0, "")
@@ -661,7 +665,9 @@ def test_eight_senders_at_once_lose_nothing(door: Door, tmp_path: Path) -> None:
     [(MR, "1.2.3.4"), (CT, "1.2.826.0.1.3680043.8.498.8")],
     ids=["other instance", "other class"],
 )
-def test_command_of_another_object_is_a900(door: Door, sop_class: str, sop_uid: str) -> None:
+def test_command_of_another_object_is_a900(
+    expected_warnings: list[logging.LogRecord], door: Door, sop_class: str, sop_uid: str
+) -> None:
     sent = synthetic("1.2.826.0.1.3680043.8.498.8")
     with Wire(door.port, [(sop_class, [EXPLICIT])]) as wire:
         status, comment = wire.store(sent.data_set, sop_class, sop_uid)
@@ -683,7 +689,9 @@ def test_command_of_another_object_is_a900(door: Door, sop_class: str, sop_uid: 
     ],
     ids=["text", "cut short", "zeros", "no SOP Instance UID"],
 )
-def test_what_cannot_be_read_is_c000_and_kept_aside(door: Door, data_set: bytes) -> None:
+def test_what_cannot_be_read_is_c000_and_kept_aside(
+    expected_warnings: list[logging.LogRecord], door: Door, data_set: bytes
+) -> None:
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         status, comment = wire.store(data_set, MR, "1.2.3")
     assert status == 0xC000
@@ -694,7 +702,9 @@ def test_what_cannot_be_read_is_c000_and_kept_aside(door: Door, data_set: bytes)
 
 
 @pytest.mark.filterwarnings("ignore:The value length .* exceeds the maximum length of 64 allowed for VR UI")
-def test_too_long_a_uid_costs_its_object_not_the_association(door: Door) -> None:
+def test_too_long_a_uid_costs_its_object_not_the_association(
+    expected_warnings: list[logging.LogRecord], door: Door
+) -> None:
     long_uid = "1.2.826.0.1.3680043.2.1143.7567016219912961108887122553257011601.11"
     good = synthetic("1.2.826.0.1.3680043.8.498.13")
     bad = good.data_set.replace(
@@ -708,7 +718,7 @@ def test_too_long_a_uid_costs_its_object_not_the_association(door: Door) -> None
     assert len(door.kept_aside()) == 1
 
 
-def test_no_data_set_is_c001(door: Door) -> None:
+def test_no_data_set_is_c001(expected_warnings: list[logging.LogRecord], door: Door) -> None:
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         wire.send_command(0, MR, "1.2.3", data_set=False)
         assert wire.read_response()[0x0900] == struct.pack("<H", 0xC001)
@@ -797,7 +807,9 @@ def fill(path: Path, leave: int) -> None:
 
 
 @pytest.mark.parametrize("leave", [0, 4096, 8192, 12_288, 20_480, 49_152])
-def test_full_disk_is_a700_until_there_is_space_again(tmp_path: Path, leave: int) -> None:
+def test_full_disk_is_a700_until_there_is_space_again(
+    expected_warnings: list[logging.LogRecord], tmp_path: Path, leave: int
+) -> None:
     objects = [synthetic(f"1.2.826.0.1.3680043.8.498.{n}") for n in range(100, 130)]
     with small_disk(tmp_path / "disk", "2m") as disk, opened(disk / "store") as door:
         with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
@@ -862,7 +874,7 @@ def _unknown_context(wire: Wire) -> None:
 )
 @pytest.mark.parametrize("before", [lambda _: None, _half_object], ids=["at once", "mid object"])
 def test_broken_peer_leaves_nothing_behind(
-    door: Door, harm: Callable[[Wire], None], before: Callable[[Wire], None]
+    caplog: pytest.LogCaptureFixture, door: Door, harm: Callable[[Wire], None], before: Callable[[Wire], None]
 ) -> None:
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         before(wire)
@@ -889,7 +901,7 @@ def test_half_open_connection_is_closed_in_time(first_bytes: bytes) -> None:
             pass
 
 
-def test_stalled_object_is_given_up() -> None:
+def test_stalled_object_is_given_up(expected_warnings: list[logging.LogRecord]) -> None:
     """Half a PDU, then nothing: neither the thread nor its place may be held for ever."""
     receiver = Scripted()
     with scripted(receiver, Limits(associations=1, stall_s=0.3)) as scp:
@@ -903,19 +915,21 @@ def test_stalled_object_is_given_up() -> None:
     assert len(receiver.received) == 1
 
 
-def test_idle_association_is_aborted() -> None:
+def test_idle_association_is_aborted(expected_warnings: list[logging.LogRecord]) -> None:
     limits = Limits(idle_s=0.3)
     with scripted(Scripted(), limits) as scp, Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
         assert wire.is_cut_off()
 
 
-def test_context_without_transfer_syntax_is_rejected(port: int) -> None:
+def test_context_without_transfer_syntax_is_rejected(
+    expected_warnings: list[logging.LogRecord], port: int
+) -> None:
     with pytest.raises(RejectedError) as caught, Wire(port, [(CT, [])]):
         pass
     assert caught.value.args == (1, 2, 1)
 
 
-def test_one_association_too_many_is_told_to_wait() -> None:
+def test_one_association_too_many_is_told_to_wait(expected_warnings: list[logging.LogRecord]) -> None:
     with scripted(Scripted(), Limits(associations=1)) as scp:
         with (
             Wire(scp.port, [(MR, [EXPLICIT])]),
@@ -929,7 +943,7 @@ def test_one_association_too_many_is_told_to_wait() -> None:
             assert wire.results == [(ACCEPTED, EXPLICIT)]
 
 
-def test_called_title_counts_only_when_asked_for() -> None:
+def test_called_title_counts_only_when_asked_for(expected_warnings: list[logging.LogRecord]) -> None:
     with scripted(Scripted(), require_called_ae=True) as scp:
         with pytest.raises(RejectedError) as caught, Wire(scp.port, [(MR, [EXPLICIT])], called="OTHER"):
             pass
@@ -995,7 +1009,7 @@ def refused(port: int) -> bool:
         return True
 
 
-def test_drain_is_bounded(tmp_path: Path) -> None:
+def test_drain_is_bounded(expected_warnings: list[logging.LogRecord], tmp_path: Path) -> None:
     with opened(tmp_path / "store", limits=Limits(handshake_s=1)) as door:
         contexts = [(MR, [EXPLICIT])]
         silent = socket.create_connection(("127.0.0.1", door.port))
@@ -1012,7 +1026,9 @@ def test_drain_is_bounded(tmp_path: Path) -> None:
         assert not door.incoming()
 
 
-def test_object_being_written_when_the_drain_ends_is_finished() -> None:
+def test_object_being_written_when_the_drain_ends_is_finished(
+    expected_warnings: list[logging.LogRecord],
+) -> None:
     go_on, inside = threading.Event(), threading.Event()
 
     def slowly(_: Receipt) -> None:

@@ -275,6 +275,7 @@ def test_no_network(command: tuple[str, ...]) -> None:
 # -- what goes wrong in a process
 
 
+@pytest.mark.usefixtures("expected_warnings")
 @pytest.mark.parametrize(
     ("name", "how"),
     [
@@ -298,6 +299,7 @@ def test_second_crash_is_for_good(command: tuple[str, ...], name: str, how: str)
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_first_crash_is_forgiven(command: tuple[str, ...], tmp_path: Path) -> None:
     async def main() -> None:
         async with running(command) as workers:
@@ -310,6 +312,7 @@ def test_first_crash_is_forgiven(command: tuple[str, ...], tmp_path: Path) -> No
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_pool_with_a_member_that_crashes(command: tuple[str, ...]) -> None:
     async def main() -> None:
         async with running(command) as workers:
@@ -321,6 +324,7 @@ def test_pool_with_a_member_that_crashes(command: tuple[str, ...]) -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 @pytest.mark.parametrize("name", ["hang", "spin"])
 def test_time_limit(command: tuple[str, ...], name: str) -> None:
     async def main() -> None:
@@ -335,6 +339,7 @@ def test_time_limit(command: tuple[str, ...], name: str) -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_killed_in_every_job_is_not_for_good(command: tuple[str, ...]) -> None:
     """The kernel kills with SIGKILL when memory is short: not a property of the image."""
 
@@ -357,6 +362,7 @@ def test_memory_limit(command: tuple[str, ...]) -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("caplog")  # only a bug is worth a line
 @pytest.mark.parametrize(
     ("name", "text"), [("missing", "FileNotFoundError"), ("bug", "ValueError at fake_worker.py")]
 )
@@ -415,6 +421,7 @@ def test_worker_that_is_never_ready_is_an_error() -> None:
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_replacements_that_cannot_start_end_in_an_error_not_in_a_loop(command: tuple[str, ...]) -> None:
     async def main() -> None:
         workers = Workers(1, 512 * MIB, DEADLINE_S, command=command)
@@ -672,6 +679,7 @@ def test_200_callers_of_one_key_are_one_render(command: tuple[str, ...]) -> None
     run(main)
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_hanging_file_costs_its_time_limit_once(command: tuple[str, ...]) -> None:
     async def main() -> None:
         cache: Cache[str, Rendered] = Cache(MIB, lambda rendered: len(rendered.data), clock=lambda: 0.0)

@@ -7,20 +7,92 @@ from pathlib import Path
 
 import pytest
 
-import dicomfs
-
-PACKAGE = Path(dicomfs.__file__).parent
+PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    "errors model config",
-    "naming elements header",
-    "attributes grey display window",
-    "codestream pixels",
-    "encode notice probes render",
-    "archive index renditions ingest",
-    "scp importer",
-    "protocol worker workers cache",
-    "tree present",
-    "fuse mount",
-    "samba service serve",
+    *("errors", "model", "config"),
+    *("naming", "elements", "header"),
+    *("attributes", "grey", "display", "histogram", "window", "codestream", "pixels"),
+    *("encode", "notice", "probes", "render"),
+    *("archive", "index", "renditions", "ingest"),
+    *("scp", "importer"),
+    *("protocol", "worker", "workers", "cache", "tree", "present", "fuse", "mount"),
+    *("samba", "service", "serve"),
     "cli",
-).__str__
+)
+RECEIVE = {"ingest", "scp", "importer"}
+PRESENT = {
+    "render",
+    "renditions",
+    "protocol",
+    "worker",
+    "workers",
+    "cache",
+    "tree",
+    "present",
+    "fuse",
+    "mount",
+}
+BOTH = {"serve", "cli"}
+"""Where receiving and presenting may meet."""
+
+CODECS = {"pixels", "codestream"}
+GREY = {"grey", "display", "histogram", "window", "pixels", "encode", "notice", "probes", "render"}
+HOME = {
+    "PIL": {"encode", "notice", "pixels", "probes", "render"},
+    "cachetools": {"cache"},
+    "gdcm": CODECS,
+    "jpeg_ls": CODECS,
+    "libjpeg": CODECS,
+    "numpy": GREY,
+    "openjpeg": CODECS,
+    "pydicom": {"attributes", "header", "display", "window", "archive", "scp", "probes", "render"} | CODECS,
+    "pyfuse3": {"fuse", "mount"},
+    "pylibjpeg": CODECS,
+    "pynetdicom": {"scp"},
+    "rich": {"cli"},
+    "sqlalchemy": {"index", "renditions"},
+    "trio": {"workers", "cache", "present", "fuse", "mount"},
+}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(module: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of all that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["dicomfs" if node.level else "", node.module or ""]))
+            names = [f"{base}.{alias.name}" for alias in node.names] if base == "dicomfs" else [base]
+            yield from ((node.lineno, name) for name in names)
+
+
+def own(module: str) -> dict[str, int]:
+    """Modules of the package that a module imports, and where; `__version__` and the like are not modules."""
+    parts = ((line, name.split(".")) for line, name in imports(module))
+    return {part[1]: line for line, part in parts if part[0] == "dicomfs" and part[1:] and part[1] in ORDER}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(MODULES) == set(ORDER)
+    assert len(ORDER) == len(set(ORDER))
+    assert not [path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_upwards(module: str) -> None:
+    above = set(ORDER[: ORDER.index(module)])
+    assert {name: line for name, line in own(module).items() if name not in above} == {}
+
+
+@pytest.mark.parametrize("module", sorted((RECEIVE | PRESENT) & set(MODULES)))
+def test_receiving_and_presenting_never_meet(module: str) -> None:
+    other = PRESENT if module in RECEIVE else RECEIVE
+    assert {name: line for name, line in own(module).items() if name in other | BOTH} == {}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_libraries_stay_at_home(module: str) -> None:
+    tops = {name.split(".")[0]: line for line, name in imports(module)}
+    foreign = {name: line for name, line in tops.items() if name not in sys.stdlib_module_names | {"dicomfs"}}
+    assert {name: line for name, line in foreign.items() if module not in HOME.get(name, set())} == {}
