@@ -202,7 +202,7 @@ class Archive:
         return Spool(path, fd, transfer_syntax)
 
     def seal(self, spool: Spool, meta: bytes) -> None:
-        """Write the file meta in front of the data set and make the file's content durable. Raises OSError."""
+        """Write the file meta in front of the data set and make its content durable. Raises OSError."""
         os.pwrite(spool.fd, meta, 0)
         os.fdatasync(spool.fd)
 

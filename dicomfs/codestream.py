@@ -11,11 +11,14 @@ _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
 """SOF0 to SOF15 without DHT, JPG and DAC (ISO/IEC 10918-1 table B.1); SOF55 of JPEG-LS."""
 _LAST_COEFFICIENT = 63
 _J2K_START = b"\xff\x4f\xff\x51"
-_JP2_CODESTREAM_BOX = b"jp2c"
+_JP2_SIGNATURE = b"\0\0\0\x0cjP  "
 
 
 def declared_size(code: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a codestream announces; None when it is not understood (RLE has none)."""
+    """Rows and columns that a codestream announces; None when it is not understood (RLE has none).
+
+    Raises ValueError for a JP2 file whose boxes lead nowhere.
+    """
     if code[:2] == b"\xff\xd8":
         frame_header = next((at for marker, at in _segments(code) if marker in _FRAME_HEADERS), None)
         if frame_header is None:
@@ -23,13 +26,29 @@ def declared_size(code: bytes) -> tuple[int, int] | None:
         rows = int.from_bytes(code[frame_header + 3 : frame_header + 5], "big")
         # zero rows: announced later, by a DNL segment
         return (rows, int.from_bytes(code[frame_header + 5 : frame_header + 7], "big")) if rows else None
-    start = 0 if code[:4] == _J2K_START else code.find(_J2K_START, 0, 4096)
-    if start < 0 or (start and _JP2_CODESTREAM_BOX not in code[:start]):
+    start = _boxed_codestream(code) if code.startswith(_JP2_SIGNATURE) else 0
+    if code[start : start + 4] != _J2K_START:
         return None
     width, height, left, top = (
         int.from_bytes(code[i : i + 4], "big") for i in range(start + 8, start + 24, 4)
     )
     return height - top, width - left
+
+
+def _boxed_codestream(code: bytes) -> int:
+    """Start of the codestream in a JP2 file (ISO/IEC 15444-1 annex I).
+
+    Raises ValueError for a box that is shorter than its own header: pydicom 3.0 would loop on it for ever.
+    """
+    at = len(_JP2_SIGNATURE) + 4
+    while at < len(code):
+        length = int.from_bytes(code[at : at + 4], "big")
+        if code[at + 4 : at + 8] == b"jp2c":
+            return at + 8
+        if length < 8:
+            raise ValueError("JP2 box without length")
+        at += length
+    return at
 
 
 def repair_jpeg(code: bytes) -> bytes:

@@ -6,13 +6,14 @@ the kernel asks getattr when somebody wants to know (this needs `default_permiss
 bytes it was opened on. Everything that would write is EROFS. Used by `mount.py`.
 """
 
+import contextlib
 import errno
 import functools
 import logging
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, ParamSpec, TypeVar
 
 import pyfuse3
@@ -30,6 +31,7 @@ LONG_S: Final = 3600.0
 FOLDER_S: Final = 1.0
 """For the times of folders: arrivals change them."""
 _PAGE: Final = 500
+_NAME_BYTES: Final = 255
 _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
@@ -137,6 +139,8 @@ class Door(pyfuse3.Operations):
         if name == b"..":
             above = self._tree.parent(parent) or self._tree.root
             return await self.getattr(above.number, ctx)
+        if len(name) > _NAME_BYTES:
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             entry = self._tree.lookup(parent, name.decode("utf-8"))
         except UnicodeDecodeError:
@@ -154,7 +158,9 @@ class Door(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         if entry.size is None:
             size = await self._presenter.size(parts)
-            entry = Entry(entry.name, parts, is_folder=False, size=size, modified=entry.modified)
+            if size is None:
+                raise pyfuse3.FUSEError(errno.ESTALE)
+            entry = replace(entry, size=size)
         return self._attributes(entry)
 
     # Folders
@@ -184,7 +190,7 @@ class Door(pyfuse3.Operations):
             if not page:
                 return
             for place, item in enumerate(page):
-                name = os.fsencode(item.entry.name)
+                name = item.entry.name.encode()
                 if not pyfuse3.readdir_reply(token, name, self._attributes(item.entry), item.cookie):
                     listing.waiting = iter(page[place:])
                     return
@@ -206,10 +212,7 @@ class Door(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EROFS)
         parts = self._inode(inode)
         if parts.format == STORED:
-            path = self._tree.stored_file(parts)
-            if path is None:
-                raise pyfuse3.FUSEError(errno.ESTALE)
-            handle = _Handle(None, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            handle = self._open_stored(parts)
         else:
             data = await self._contents(parts)
             if data is None:
@@ -217,12 +220,26 @@ class Door(pyfuse3.Operations):
             handle = _Handle(memoryview(data))
         return pyfuse3.FileInfo(fh=self._register(handle), keep_cache=True)
 
+    def _open_stored(self, inode: Inode) -> "_Handle":
+        stored = self._tree.stored_file(inode)
+        if stored is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        path, size = stored
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(fd).st_size
+        if found != size:
+            os.close(fd)
+            raise OSError(errno.EIO, f"{path.name} has {found} bytes and should have {size}")
+        return _Handle(None, fd)
+
     async def _contents(self, inode: Inode) -> bytes | None:
         try:
             return await self._presenter.contents(inode)
         except RenderFailed:
             # Its size may have been announced anew: the kernel must not go on believing the old one.
-            pyfuse3.invalidate_inode(inode.number)
+            # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(inode.number, attr_only=True)
             raise
 
     @answered
@@ -272,7 +289,7 @@ class Door(pyfuse3.Operations):
         data.f_bsize = data.f_frsize = disk.f_frsize
         data.f_blocks, data.f_bfree, data.f_bavail = disk.f_blocks, disk.f_bfree, 0
         data.f_files, data.f_ffree, data.f_favail = disk.f_files, disk.f_ffree, 0
-        data.f_namemax = 255
+        data.f_namemax = _NAME_BYTES
         return data
 
     @answered
@@ -289,7 +306,7 @@ class Door(pyfuse3.Operations):
         real = self._tree.real_name(self._inode(inode), wanted)
         if real is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return os.fsencode(real)
+        return real.encode()
 
     async def listxattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
@@ -314,9 +331,9 @@ class Door(pyfuse3.Operations):
 
     def changed(self, names: Sequence[tuple[Inode, str]]) -> None:
         """Make the kernel forget these (folder, name) pairs: each stands for another inode now."""
+        # What listings under way have fetched and not yet handed out names the old inodes.
+        for handle in self._handles.values():
+            if isinstance(handle, _Listing):
+                handle.waiting = iter(())
         for folder, name in names:
-            pyfuse3.invalidate_entry_async(
-                folder.number,
-                os.fsencode(name),
-                ignore_enoent=True,
-            )
+            pyfuse3.invalidate_entry_async(folder.number, name.encode(), ignore_enoent=True)

@@ -437,8 +437,7 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:
-            with _translated():
-                self._connection: Connection = self._engine.connect()
+            self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(create=create)
         except exc.DatabaseError as error:
             self.close()

@@ -53,11 +53,11 @@ class Mounted:
 def mounts() -> list[Mounted]:
     """Every mount of this process's namespace, the latest last."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, rest = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields.split()[4])
-        # The kernel's escapes are per byte; read them back as the bytes of a file name.
-        found.append(Mounted(Path(os.fsdecode(point.encode("latin-1", "surrogateescape"))), rest.split()[0]))
+    # Bytes: the kernel writes the bytes of a name as they are, and some as octal escapes, one for each.
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields, _, rest = line.partition(b" - ")
+        point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields.split(b" ")[4])
+        found.append(Mounted(Path(os.fsdecode(point)), os.fsdecode(rest.split(b" ")[0])))
     return found
 
 
@@ -66,6 +66,8 @@ def check_mount_point(mountpoint: Path) -> None:
 
     Raises MountRefused.
     """
+    # Symbolic links would make the mount unfindable in the kernel's table.
+    mountpoint = mountpoint.resolve()
     _clear_dead(mountpoint)
     try:
         info = mountpoint.stat()
@@ -105,9 +107,11 @@ def _clear_dead(mountpoint: Path) -> None:
 
 def unmount(mountpoint: Path) -> None:
     """Detach a FUSE mount now, even when somebody is still in it. Raises MountRefused."""
-    done = subprocess.run(
-        ["fusermount3", "-u", "-z", "--", str(mountpoint)], capture_output=True, text=True, check=False
-    )
+    argv = ["fusermount3", "-u", "-z", "--", str(mountpoint)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise MountRefused(f"cannot unmount {mountpoint}: install fuse3 (fusermount3 is missing)") from None
     if done.returncode:
         raise MountRefused(f"cannot unmount {mountpoint}: {done.stderr.strip()}")
 
@@ -142,14 +146,15 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     Raises MountRefused, StoreError, WorkerStartFailed.
     """
     check_machine(options)
-    # Symbolic links would make the mount unfindable in the kernel's table.
-    check_mount_point(mountpoint.absolute())
+    check_mount_point(mountpoint)
     mountpoint = mountpoint.resolve()
     if _inside(store.resolve(), mountpoint) or _inside(mountpoint, store.resolve()):
         raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
     try:
         trio.run(_serve, store, mountpoint, options, ready)
     except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt):
+            raise KeyboardInterrupt from None  # Ctrl-C before the mount was up
         ours = group.subgroup(DicomfsError)
         raise (_first(ours) if ours else group) from group
 
@@ -167,7 +172,8 @@ def _inside(inner: Path, outer: Path) -> bool:
 async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
     index = Index(store / INDEX_NAME)
     renditions = Renditions(store / RENDITIONS_NAME, index.store_id)
-    workers = Workers(options.workers or os.cpu_count() or 1, options.memory, options.time_limit)
+    processes = options.workers or os.cpu_count() or 1
+    workers = Workers(processes, options.memory, options.time_limit)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(workers.run)
@@ -180,7 +186,9 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
                 index, Archive(store), renditions, recipes, formats=options.formats, frames=options.frames
             )
             cache: Cache[Key, bytes] = Cache(options.cache, len)
-            presenter = Presenter(tree, index, renditions, workers, cache, warm=options.warm)
+            presenter = Presenter(
+                tree, index, renditions, workers, cache, warm=options.warm, ahead_tasks=processes
+            )
             door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
             await _session(door, presenter, mountpoint, options, ready)
             log.info("unmounted; cache: %s; workers: %s", cache.statistics(), workers.statistics())

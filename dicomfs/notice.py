@@ -4,6 +4,8 @@ Deterministic like any rendition, and never fails, whatever the text. Called by 
 and is told NotDisplayable.
 """
 
+from bisect import bisect_right
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,8 +18,8 @@ _MARGIN = 40
 _PAPER, _TITLE_INK, _INK = 38, 235, 190
 _TITLE = "This image cannot be displayed"
 _TITLE_SIZE, _TEXT_SIZE, _LINE_HEIGHT = 27, 20, 28
-_MAX_LINES = 12
-_MAX_CHARACTERS = 2000
+_MAX_LINES = 11
+_MAX_CHARACTERS = 800
 _ELLIPSIS = "…"
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -44,24 +46,18 @@ def _printable(text: str) -> str:
 def _wrapped(text: str, font: Font) -> list[str]:
     """Lines that fit between the margins; words that do not fit are broken, what remains is cut."""
     lines: list[str] = []
-    line = ""
-    for word in text.split(" "):
-        candidate = f"{line} {word}" if line else word
-        if _fits(candidate, font):
-            line = candidate
-            continue
-        if line:
-            lines.append(line)
-        line = word
-        while not _fits(line, font):
-            head = next((n for n in range(len(line) - 1, 0, -1) if _fits(line[:n], font)), 1)
-            lines.append(line[:head])
-            line = line[head:]
-    lines.append(line)
-    if len(lines) > _MAX_LINES:
-        lines = [*lines[: _MAX_LINES - 1], lines[_MAX_LINES - 1][:-1] + _ELLIPSIS]
+    rest = text
+    while rest and len(lines) < _MAX_LINES:
+        # the longest piece that fits, then back to the last blank if there is one
+        end = bisect_right(range(1, len(rest) + 1), 0, key=lambda n: 0 if _fits(rest[:n], font) else 1) or 1
+        if end < len(rest) and rest[end] != " ":
+            end = max(rest.rfind(" ", 0, end), 0) or end
+        lines.append(rest[:end])
+        rest = rest[end:].lstrip(" ")
+    if rest:
+        lines[-1] = lines[-1][:-1] + _ELLIPSIS
     return lines
 
 
 def _fits(line: str, font: Font) -> bool:
-    return len(line) <= 1 or font.getlength(line) <= SIDE - 2 * _MARGIN
+    return font.getlength(line) <= SIDE - 2 * _MARGIN

@@ -5,10 +5,11 @@ table that says which stored value each word means (`levels`), so that masking, 
 nothing per pixel. Nothing here knows about windows. Called by `render`.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import SEEK_CUR, SEEK_END, BytesIO
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -32,7 +33,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicomfs.attributes import integer, number, octets, text
+from dicomfs.attributes import DAMAGE, integer, number, octets, text
 from dicomfs.codestream import declared_size, repair_jpeg
 from dicomfs.errors import NotDisplayable
 
@@ -136,8 +137,19 @@ def open_image(path: Path | BinaryIO, tags: tuple[int, ...] = ()) -> Iterator[Im
     if not isinstance(path, Path):
         yield _image(path, tags)
         return
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as raw, _BoundedReader(raw) as file:
         yield _image(file, tags)
+
+
+class _BoundedReader(BufferedReader):
+    """A file that never asks for more memory than it has bytes, whatever a damaged length field says."""
+
+    def __init__(self, raw: FileIO) -> None:
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self._size if size is None or size > self._size else size)
 
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
@@ -310,11 +322,16 @@ def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
         array, properties = decoder.as_array(file, index=frame, raw=True, **options)
         return array, str(properties["photometric_interpretation"])
     code = encapsulate([_encoded(image, frame)], has_bot=False)
-    failures = []
+    failures: list[BaseException] = []
     for plugin in _PLUGINS.get(image.syntax, ("pylibjpeg",)):
         try:
             array, properties = decoder.as_array(code, index=0, raw=True, decoding_plugin=plugin, **options)
-        except (RuntimeError, ValueError, AttributeError) as error:
+        except DAMAGE as error:
+            failures.append(error)
+        except BaseException as error:
+            # decoders written in Rust panic with a class of their own that no module exports
+            if type(error).__name__ != "PanicException":
+                raise
             failures.append(error)
         else:
             return array, str(properties["photometric_interpretation"])

@@ -8,7 +8,7 @@ trio thread.
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final
 
@@ -19,7 +19,7 @@ from dicomfs.errors import NotDisplayable, RenderFailed, StoreUnavailable
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow
 from dicomfs.renditions import Decision, Key, Renditions
-from dicomfs.tree import LAST_VERSION, Inode, Picture, Tree
+from dicomfs.tree import LAST_VERSION, Entry, Inode, Picture, Tree
 from dicomfs.workers import Rendered, Workers
 
 POLL_S: Final = 0.25
@@ -33,6 +33,7 @@ AHEAD: Final = 48
 WARM_BACKLOG: Final = 20_000
 """Most files waiting to be rendered ahead; what is older is rendered when asked for."""
 _ARRIVALS_AT_ONCE: Final = 1000
+_DECISIONS_KEPT: Final = 4096
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ class Presenter:
         *,
         warm: bool,
         quiet_s: float = QUIET_S,
+        ahead_tasks: int = 1,
     ) -> None:
+        """`quiet_s`: see `QUIET_S`; `ahead_tasks`: how many pictures are rendered ahead at once."""
         self.tree = tree
         self._index = index
         self._renditions = renditions
@@ -58,12 +61,18 @@ class Presenter:
         self._cache = cache
         self._warm = warm
         self._quiet_s = quiet_s
-        self._deciding: dict[tuple[str, str, int], trio.Lock] = {}
+        self._ahead_tasks = ahead_tasks
+        self._decisions: Cache[tuple[str, str, int], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
         self._growing: dict[str, float] = {}
         """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
         self._backlog: deque[Inode] = deque(maxlen=WARM_BACKLOG)
         self._ahead_through: dict[Inode, int] = {}
-        self._work = trio.Event()
+        self._cursor: int | None = None
+        """Receipt sequence up to which arrivals have been seen."""
+        self._noted: int | None = None
+        self._settling = False
+        self._hungry = trio.lowlevel.ParkingLot()
+        """Where `_render_ahead` waits for something in the backlog."""
 
     # On demand
 
@@ -77,6 +86,8 @@ class Presenter:
         picture = self.tree.picture(inode)
         if picture is None:
             return None
+        # Asked before the render: what was announced then is what the caller may have been told.
+        announced = self._renditions.size(picture.key)
         data = self._cache.peek(picture.key)
         if data is None:
             window = await self._window(picture, background=background)
@@ -89,16 +100,18 @@ class Presenter:
                 lambda: self._render(picture, window, background=background),
                 joining=joining,
             )
-        self._check_announced(picture.key, len(data))
+        if announced is None:
+            # Rendered by this very call, unless it was in the cache and the renditions have been deleted.
+            announced = self._renditions.size(picture.key)
+        if announced != len(data):
+            self._announce_anew(picture.key, announced, len(data))
         return data
 
-    def _check_announced(self, key: Key, size: int) -> None:
+    def _announce_anew(self, key: Key, announced: int | None, size: int) -> None:
         """Somebody may have been told another size: then this read fails, and the next one is right."""
-        announced = self._renditions.size(key)
-        if announced is None:
+        if self._renditions.size(key) != size:
             self._renditions.announce(key, size, "")
-        elif announced != size:
-            self._renditions.announce(key, size, "")
+        if announced is not None:
             raise RenderFailed(
                 f"original {key.original} frame {key.frame + 1} was announced with {announced} bytes "
                 f"and has {size}: announced anew"
@@ -123,7 +136,7 @@ class Presenter:
         rendered: Rendered = await self._workers.render(
             picture.source, picture.recipe, window, background=background
         )
-        if self._renditions.size(picture.key) is None:
+        if self._renditions.size(picture.key) != len(rendered.data):
             self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
             log.warning(
@@ -138,28 +151,26 @@ class Presenter:
         if not picture.pool:
             return None
         policy, version = picture.recipe.window, picture.key.version
-        decision = self._renditions.decision(picture.pool, policy, version)
-        if decision is None:
-            decision = await self._decide(picture.pool, policy, version, background=background)
+        decision = await self._decisions.get(
+            (picture.pool, policy, version),
+            lambda: self._decide(picture.pool, policy, version, background=background),
+        )
         return decision.window
 
     async def _decide(self, pool: str, policy: str, version: int, *, background: bool) -> Decision:
-        """Decide a window, once however many ask, and read back what is on record."""
-        place = (pool, policy, version)
-        lock = self._deciding.setdefault(place, trio.Lock())
-        try:
-            async with lock:
-                decision = self._renditions.decision(pool, policy, version)
-                if decision is None:
-                    window, through = await self._judge(pool, background=background)
-                    decision = self._renditions.decide(pool, policy, Decision(version, through, window))
-                return decision
-        finally:
-            if not lock.statistics().tasks_waiting:
-                self._deciding.pop(place, None)
+        """What is on record for this version; decided now, and read back, if nothing is."""
+        decision = self._renditions.decision(pool, policy, version)
+        if decision is None:
+            window, through = await self._judge(pool, background=background)
+            decision = self._renditions.decide(pool, policy, Decision(version, through, window))
+        return decision
 
     async def _judge(self, pool: str, *, background: bool) -> tuple[PoolWindow, int]:
         through, sources = self.tree.pool_sources(pool, POOL_SAMPLE)
+        # An original that is lost must not take the others' pictures with it.
+        sources = [source for source in sources if source.path.exists()]
+        if not sources:
+            raise RenderFailed("no original of its pool can be found in the archive")
         try:
             window = await self._workers.decide_pool(sources, background=background)
         except NotDisplayable as error:
@@ -176,49 +187,78 @@ class Presenter:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             nursery.start_soon(self._settle, changed)
-            nursery.start_soon(self._render_ahead)
+            for _ in range(self._ahead_tasks):
+                nursery.start_soon(self._render_ahead)
 
     async def _watch(self) -> None:
-        cursor, version = self._index.last_sequence(), -1
+        version = -1
+        complaining = False
         while True:
             try:
                 now_version = self._index.data_version()
                 if now_version != version:
+                    await self._take_arrivals()
                     version = now_version
-                    cursor = self._take_arrivals(cursor)
+                self._note_followed()
+                complaining = False
             except StoreUnavailable as error:
-                log.warning("cannot look for new images now: %s", error)
+                if not complaining:
+                    log.warning("cannot look for new images now: %s", error)
+                complaining = True
             await trio.sleep(POLL_S)
 
-    def _take_arrivals(self, cursor: int) -> int:
+    async def _take_arrivals(self) -> None:
+        """Go on where this or an earlier mount has stopped; raises StoreUnavailable anywhere between two."""
+        if self._cursor is None:
+            self._cursor = self._first_cursor()
         while True:
-            arrivals = self._index.arrivals(cursor, _ARRIVALS_AT_ONCE)
+            arrivals = self._index.arrivals(self._cursor, _ARRIVALS_AT_ONCE)
             for arrival in arrivals:
-                cursor = arrival.sequence
                 if arrival.pool:
                     self._growing[arrival.pool] = trio.current_time()
                 elif self._warm:
-                    self._enqueue(arrival.instance)
+                    self._enqueue(self.tree.files_of(arrival.instance))
+                self._cursor = arrival.sequence
+                await trio.lowlevel.checkpoint()
             if len(arrivals) < _ARRIVALS_AT_ONCE:
-                return cursor
+                return
 
-    def _enqueue(self, instance: int) -> None:
-        self._backlog.extend(entry.inode for entry in self.tree.files_of(instance) if entry.size is None)
-        self._work.set()
+    def _first_cursor(self) -> int:
+        noted = [self._renditions.followed(policy) for policy in self.tree.policies]
+        if noted and None not in noted:
+            return min(n for n in noted if n is not None)
+        # Nothing was ever decided: there is nothing to go back for.
+        return self._index.last_sequence()
+
+    def _note_followed(self) -> None:
+        """Everything up to the cursor is settled: the next mount need not look at it again."""
+        if self._growing or self._settling or self._cursor is None or self._cursor == self._noted:
+            return
+        for policy in self.tree.policies:
+            self._renditions.note_followed(policy, self._cursor)
+        self._noted = self._cursor
+
+    def _enqueue(self, entries: Iterable[Entry]) -> None:
+        self._backlog.extend(entry.inode for entry in entries if entry.size is None)
+        self._hungry.unpark_all()
 
     async def _settle(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
         while True:
             now = trio.current_time()
             for pool in [p for p, at in self._growing.items() if at + self._quiet_s <= now]:
                 del self._growing[pool]
+                self._settling = True
                 try:
                     names = await self._settle_pool(pool)
                 except (RenderFailed, StoreUnavailable) as error:
                     log.warning("pool %s: its window cannot be decided now: %s", pool, error)
                     self._growing[pool] = trio.current_time()
-                    continue
-                if names:
-                    changed(names)
+                else:
+                    if names:
+                        changed(names)
+                self._settling = False
+                # A volume is a pool for each slice, all quiet at the same moment.
+                await trio.lowlevel.checkpoint()
             await trio.sleep(POLL_S)
 
     async def _settle_pool(self, pool: str) -> list[tuple[Inode, str]]:
@@ -240,8 +280,7 @@ class Presenter:
             changed = changed or latest > 1
         members = list(self.tree.members(pool))
         if self._warm:
-            self._backlog.extend(entry.inode for _, entry in members if entry.size is None)
-            self._work.set()
+            self._enqueue(entry for _, entry in members)
         return [(folder, entry.name) for folder, entry in members] if changed else []
 
     def _look_ahead(self, inode: Inode) -> None:
@@ -261,20 +300,18 @@ class Presenter:
             self._ahead_through.clear()
         self._ahead_through[folder] = listed[len(listed) // 2].cookie
         self._backlog.extendleft(item.entry.inode for item in reversed(listed) if item.entry.size is None)
-        self._work.set()
+        self._hungry.unpark_all()
 
     async def _render_ahead(self) -> None:
         while True:
             if not self._backlog:
-                self._work = trio.Event()
-                await self._work.wait()
+                await self._hungry.park()
                 continue
             inode = self._backlog.popleft()
-            picture = self.tree.picture(inode)
-            if picture is None or self._renditions.size(picture.key) is not None:
-                await trio.lowlevel.checkpoint()
-                continue
             try:
-                await self.contents(inode, background=True)
+                picture = self.tree.picture(inode)
+                if picture is not None and self._renditions.size(picture.key) is None:
+                    await self.contents(inode, background=True)
             except (RenderFailed, StoreUnavailable) as error:
-                log.info("original %d was not rendered ahead: %s", picture.key.original, error)
+                log.info("instance %d was not rendered ahead: %s", inode.id, error)
+            await trio.lowlevel.checkpoint()

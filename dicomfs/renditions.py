@@ -14,9 +14,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from cachetools import LRUCache
 from sqlalchemy import (
     Column,
     Connection,
@@ -45,7 +44,7 @@ OPEN_TIMEOUT_S: Final = 30.0
 BUSY_TIMEOUT_S: Final = 2.0
 """Writes are single rows; whoever waits longer than this has met something that hangs."""
 UNRECORDED: Final = 100_000
-"""Most sizes kept in memory while the file cannot be written."""
+"""Most sizes, and most windows, kept in memory while the file cannot be written."""
 
 log = logging.getLogger(__name__)
 
@@ -136,8 +135,8 @@ class Renditions:
 
         Raises StoreUnavailable when it cannot be opened.
         """
-        self._unrecorded: LRUCache[Key, int] = LRUCache(maxsize=UNRECORDED)
-        self._first_decisions: LRUCache[tuple[str, str], Decision] = LRUCache(maxsize=UNRECORDED)
+        self._unrecorded: dict[Key, int] = {}
+        self._first_decisions: dict[tuple[str, str], Decision] = {}
         self._connection = self._open(path)
         try:
             with _translated():
@@ -216,7 +215,7 @@ class Renditions:
     def size(self, key: Key) -> int | None:
         """Bytes of this rendition, or None when it was never rendered."""
         if key in self._unrecorded:
-            return int(self._unrecorded[key])
+            return self._unrecorded[key]
         rows = self._all(_SIZE, asdict(key))
         return int(rows[0].size) if rows else None
 
@@ -250,7 +249,7 @@ class Renditions:
         except StoreUnavailable as error:
             if not self._unrecorded:
                 log.warning("sizes are kept in memory only: %s", error)
-            self._unrecorded[key] = size
+            _keep(self._unrecorded, key, size)
         else:
             self._unrecorded.pop(key, None)
 
@@ -299,7 +298,7 @@ class Renditions:
                 raise
             if not self._first_decisions:
                 log.warning("decided windows are kept in memory only: %s", error)
-            self._first_decisions[pool, policy] = decision
+            _keep(self._first_decisions, (pool, policy), decision)
         recorded = self.decision(pool, policy, decision.version)
         if recorded is None:
             raise StoreUnavailable("a window that was just recorded is gone from the renditions file")
@@ -322,6 +321,17 @@ class Renditions:
             pools.c.pool == pool, pools.c.policy == policy, pools.c.version == version
         )
         self._all(statement.values(through=func.max(pools.c.through, through)), {})
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def _keep(kept: dict[K, V], key: K, value: V) -> None:
+    """Put into a dictionary of at most `UNRECORDED` items; the oldest goes."""
+    if key not in kept and len(kept) >= UNRECORDED:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 def _remove(path: Path) -> None:

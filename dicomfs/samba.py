@@ -26,21 +26,8 @@ _LONGEST_FOLDER_BYTES = 70
 _RESERVED_SHARES = frozenset({"global", "homes", "printers", "print$", "ipc$"})
 _FORBIDDEN_IN_SHARE = frozenset('%<>*?|/\\+=;:",[]')  # smb.conf(5), section titles and `invalid netname`
 _VETOED = (
-    "desktop.ini",
-    "Thumbs.db",
-    "ehthumbs.db",
-    "ehthumbs_vista.db",
-    "autorun.inf",
-    ".DS_Store",
-    "._*",
-    ".AppleDouble",
-    ".Spotlight-V100",
-    ".Trashes",
-    ".fseventsd",
-    ".TemporaryItems",
-    ".metadata_never_index*",
-    ".hidden",
-    ".directory",
+    "/desktop.ini/Thumbs.db/ehthumbs.db/ehthumbs_vista.db/autorun.inf/.DS_Store/._*/.AppleDouble"
+    "/.Spotlight-V100/.Trashes/.fseventsd/.TemporaryItems/.metadata_never_index*/.hidden/.directory/"
 )
 
 
@@ -85,9 +72,10 @@ _GLOBALS = (
 class PreparedSmbd:
     """All that a supervisor needs to run the private smbd.
 
-    Start `argv` with exactly `env` and with a *pipe* on its standard input that the supervisor holds
-    open: smbd ends by itself when the pipe closes, even if the supervisor was killed. It makes a process
-    group of its own and, on SIGTERM, ends everything in it. It is ready when `port` answers on 127.0.0.1.
+    Start `argv` with exactly `env`, as the leader of a process group of its own (when it ends, it ends
+    its whole group), and with a *pipe* on its standard input that the supervisor holds open: smbd ends
+    by itself when the pipe closes, even if the supervisor was killed. It is ready when `port` answers on
+    127.0.0.1.
     """
 
     argv: tuple[str, ...]
@@ -235,7 +223,13 @@ def prepare(
     config = folder / "smb.conf"
     config.write_text(text, encoding="utf-8")
     return PreparedSmbd(
-        argv=(found, "--foreground", f"--configfile={config}", f"--log-basename={folder}"),
+        argv=(
+            found,
+            "--foreground",
+            "--no-process-group",  # it would insist on making a session, which the leader of a group cannot
+            f"--configfile={config}",
+            f"--log-basename={folder}",
+        ),
         env={"PATH": _SEARCH_PATH, "LANG": "C.UTF-8", "HOME": str(folder), "TMPDIR": str(folder)},
         config=config,
         log=folder / "log.smbd",
@@ -260,7 +254,7 @@ def _behaviour(*, has_glusterfs_fuse: bool, for_macs: bool) -> list[_Setting]:
         _Setting("map archive", "no"),
         _Setting(
             "veto files",
-            "/" + "/".join(_VETOED) + "/",
+            _VETOED,
             "What file browsers look for everywhere is not here: answered without asking the mount.\n"
             "dicomfs never gives such a name to a patient, an exam or an image.",
         ),

@@ -81,7 +81,10 @@ class Inode:
         parts = cls(
             Kind(number >> 61 & 3), number & (1 << 33) - 1, name, number >> 33 & 0x3FFF, number >> 47 & 0x3FF
         )
-        if parts.kind is Kind.TOP and parts.id or parts.kind is not Kind.FILE and (parts.frame or parts.version):
+        unused = parts.id if parts.kind is Kind.TOP else 0
+        if parts.kind is not Kind.FILE:
+            unused |= parts.frame | parts.version
+        if unused:
             return None
         return parts if parts.number == number else None
 

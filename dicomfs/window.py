@@ -288,7 +288,7 @@ def _unasked() -> Member:
 def decide(members: Sequence[Member]) -> PoolWindow:
     """The window of all `members`: their common range in modality units, or each one's own header window."""
     if not members:
-        return PoolWindow(None, None, "none of the images can be read")
+        return PoolWindow(None, None, "no grey pixels that can be read")
     with np.errstate(all="ignore"):
         decided = _RULES.get(members[0].display.modality, _other)(members)
     if not all(end is None or np.isfinite(end) for end in (decided.low, decided.high)):

@@ -1073,6 +1073,7 @@ def test_log_names_objects_and_peers_but_never_patients(door: Door, caplog: pyte
     wait_until(lambda: "released" in caplog.text, "the end of the association")
     for shown in ("1.2.826.0.1.3680043.8.498.21", "1.2.3.555", "1.2.3.556", "MRI3 at 127.0.0.1"):
         assert shown in caplog.text
+    assert {record.name.split(".")[0] for record in caplog.records} == {"dicomfs"}, "libraries quote values"
     lines = [record.getMessage() for record in caplog.records if record.name == "dicomfs.scp"]
     assert not [line for line in lines if "\n" in line]
     for hidden in ("Quixotl", "Zebediah", "19500101"):

@@ -15,7 +15,7 @@ ORDER = (
     *("encode", "notice", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
     *("scp", "importer"),
-    *("protocol", "worker", "workers", "cache", "tree", "present", "fuse", "mount"),
+    *("protocol", "worker", "workerprocess", "workers", "cache", "tree", "present", "fuse", "mount"),
     *("samba", "service", "serve"),
     "cli",
 )
@@ -39,7 +39,7 @@ CODECS = {"pixels", "codestream"}
 GREY = {"grey", "display", "histogram", "window", "pixels", "encode", "notice", "probes", "render"}
 HOME = {
     "PIL": {"encode", "notice", "pixels", "probes", "render"},
-    "cachetools": {"cache"},
+    "cachetools": {"cache", "renditions"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,
@@ -51,7 +51,7 @@ HOME = {
     "pynetdicom": {"scp"},
     "rich": {"cli"},
     "sqlalchemy": {"index", "renditions"},
-    "trio": {"workers", "cache", "present", "fuse", "mount"},
+    "trio": {"workerprocess", "workers", "cache", "present", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -1,5 +1,7 @@
 """From files to stored values and RGB: layouts, signs, dirt, repairs and refusals."""
 
+import resource
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -226,9 +228,42 @@ def test_declared_size(name: str) -> None:
     PillowImage.new("RGB", (70, 40)).save(file, name)
     assert codestream.declared_size(file.getvalue()) == (40, 70)
     for end in range(0, 60, 3):
-        codestream.declared_size(file.getvalue()[:end])
+        with suppress(ValueError):
+            codestream.declared_size(file.getvalue()[:end])
         codestream.repair_jpeg(file.getvalue()[:end])
     assert codestream.declared_size(b"neither") is None
+
+
+def test_a_jp2_box_without_length_is_damage() -> None:
+    file = BytesIO()
+    PillowImage.new("L", (70, 40)).save(file, "JPEG2000")
+    raw = file.getvalue()
+    assert raw[4:8] == b"jP  "
+    with pytest.raises(ValueError, match="box"):
+        codestream.declared_size(raw[:12] + bytes(4) + raw[16:])
+
+
+def test_a_decoder_that_panics_is_followed_by_the_next(tmp_path: Path) -> None:
+    # two runs of bytes for 4 x 4 words, the second of 40 bytes instead of 16: the Rust decoder panics
+    header = b"".join(n.to_bytes(4, "little") for n in (2, 64, 66)) + bytes(52)
+    runs = bytes([257 - 16, 7, 257 - 40, 9])
+    pixels = np.zeros((4, 4), "u2")
+    path = write(tmp_path / "a.dcm", pixels, RLELossless, PixelData=encapsulate([header + runs]))
+    assert (stored(path) == 0x0709).all()
+
+
+def test_a_length_field_beyond_the_file_asks_for_no_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.dcm", np.zeros((4, 4), "u2"), SmallestImagePixelValue=1)
+    raw = path.read_bytes()
+    at = raw.index(b"\x28\0\x10\0US")
+    path.write_bytes(raw[: at + 4] + b"UN\0\0" + (0xFFFFFFF0).to_bytes(4, "little") + raw[at + 8 :])
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+    try:
+        assert refused(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
 
 
 def refused(path: Path, frame: int = 0) -> str:

@@ -275,6 +275,7 @@ def outcome(path: Path, recipe: Recipe) -> tuple[bytes, str]:
         return b"", str(refusal)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of the test's own reading
 @pytest.mark.parametrize("path", wheel_files(), ids=lambda path: path.name)
 def test_every_file_of_the_wheels_renders_or_says_why(path: Path) -> None:
     for recipe in (PNG, Recipe("jpg")):

@@ -1,0 +1,102 @@
+"""Synthetic images for the benchmarks: the same pixels for the same seed, UIDs that can be renewed in place.
+
+The pictures have what makes encoders work: smooth anatomy that moves from image to image, and noise.
+"""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
+_HEAD_BYTES = 4096
+"""All UIDs of a file are in its first bytes."""
+
+
+def _uid() -> str:
+    """A UID of 44 characters (PS3.5 B.2), so that one can be written over another."""
+    return f"2.25.{random.randrange(10**38, 2**128)}"
+
+
+@dataclass(slots=True)
+class ImageSet:
+    """Files of one series; `renew` makes them another series of the same pixels."""
+
+    paths: list[Path]
+    uids: list[str]
+    """Study, series, then one for each file."""
+
+    def renew(self) -> None:
+        """Write new UIDs into all files: a receiver that has had them sees new objects."""
+        new = [_uid() for _ in self.uids]
+        shared = list(zip(self.uids[:2], new[:2], strict=True))
+        for path, *own in zip(self.paths, self.uids[2:], new[2:], strict=True):
+            with path.open("r+b") as file:
+                head = file.read(_HEAD_BYTES)
+                for before, after in (*shared, tuple(own)):
+                    head = head.replace(before.encode(), after.encode())
+                file.seek(0)
+                file.write(head)
+        self.uids = new
+
+
+def write_ct(folder: Path, count: int) -> ImageSet:
+    """CT images of 512x512 pixels of 16 bit, 525 kB each, uncompressed."""
+    ds = _header(CTImageStorage, "CT", "Abdomen")
+    ds.RescaleIntercept, ds.RescaleSlope = "-1024", "1"
+    ds.WindowCenter, ds.WindowWidth = "40", "400"
+    return _write(folder, ds, _moving(count, 512, background=24, body=1060, noise=12))
+
+
+def write_mr(folder: Path, count: int) -> ImageSet:
+    """MR images of 256x256 pixels of 16 bit with a header window, 132 kB each, uncompressed."""
+    ds = _header(MRImageStorage, "MR", "FIESTA")
+    ds.WindowCenter, ds.WindowWidth = "300", "600"
+    return _write(folder, ds, _moving(count, 256, background=20, body=400, noise=25))
+
+
+def _header(sop_class: UID, modality: str, description: str) -> Dataset:
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = sop_class
+    ds.StudyDate, ds.StudyTime, ds.Modality = "20240229", "101500", modality
+    ds.SeriesDescription, ds.SeriesNumber = description, 4
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate = "Measured^Often", "BENCH", "19700101"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = _uid(), _uid()
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    return ds
+
+
+def _write(folder: Path, ds: Dataset, frames: npt.NDArray[np.uint16]) -> ImageSet:
+    folder.mkdir(parents=True)
+    files = ImageSet([], [ds.StudyInstanceUID, ds.SeriesInstanceUID])
+    ds.Rows, ds.Columns = frames.shape[1:]
+    for number, frame in enumerate(frames, start=1):
+        ds.SOPInstanceUID, ds.InstanceNumber = _uid(), number
+        ds.PixelData = frame.astype("<u2").tobytes()
+        path = folder / f"{number:05}.dcm"
+        ds.save_as(path, enforce_file_format=True)
+        files.paths.append(path)
+        files.uids.append(ds.SOPInstanceUID)
+    return files
+
+
+def _moving(count: int, size: int, *, background: int, body: int, noise: int) -> npt.NDArray[np.uint16]:
+    """`count` frames of `size` x `size`, 12 bit: an ellipse with a beating hole, under noise."""
+    rng = np.random.default_rng(20240229)
+    field = rng.normal(0, noise, (2 * size, 2 * size))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    still = background + body * ((x / 0.8) ** 2 + (y / 0.6) ** 2 < 1) * (1 + 0.1 * np.cos(5 * x))
+    frames = np.empty((count, size, size), np.uint16)
+    for index in range(count):
+        radius = 0.2 + 0.05 * np.sin(index)
+        hole = (x - 0.2) ** 2 + y**2 < radius**2
+        top, left = rng.integers(0, size, 2)
+        frame = still * np.where(hole, 1.4, 1.0) + field[top : top + size, left : left + size]
+        frames[index] = frame.clip(0, 4095)
+    return frames

@@ -1,0 +1,133 @@
+"""`kill -9` the receiver while DCMTK's senders send: whatever was acknowledged is there after a restart."""
+
+import json
+import random
+import re
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support import LOCALHOST, Running, command_line, connects, free_port, require, running, wait_until
+from tests.system.programs import NO_DELAY, Original, dicomfs, original, series, storescu
+
+ROUNDS = 10
+SENDERS = 2
+IMAGES = 40
+"""Of each sender in each round."""
+
+_SENDING = re.compile(r"Sending file: (.+)")
+_ANSWER = re.compile(r"Received Store Response \((.+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver:
+    running: Running
+    port: int
+
+
+@contextmanager
+def receiving(store: Path, log: Path) -> Iterator[Receiver]:
+    port = free_port()
+    argv = command_line("scp", "--open", "--host", LOCALHOST, "--port", str(port), "--store", store)
+    with running(argv, log, lambda: connects(port), "the receiver answers") as process:
+        yield Receiver(process, port)
+
+
+def acknowledged(log: Path) -> list[Path]:
+    """Files that were answered with Success, out of what `storescu -v` says, line by line."""
+    files: list[Path] = []
+    sending = None
+    for line in log.read_text(errors="replace").splitlines():
+        if match := _SENDING.search(line):
+            sending = Path(match[1].strip())
+        elif (match := _ANSWER.search(line)) and match[1] == "Success" and sending is not None:
+            files.append(sending)
+            sending = None
+    return files
+
+
+def in_store(store: Path) -> dict[str, Original]:
+    """SOP Instance UID -> original, of every row of the index; each must be whole and called what it is."""
+    with closing(sqlite3.connect(f"file:{store}/index.sqlite3?mode=ro", uri=True)) as index:
+        rows = index.execute(
+            "SELECT i.sop_uid, lower(hex(o.hash)) FROM originals o JOIN instances i ON i.id = o.instance"
+        ).fetchall()
+        assert index.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    found = {}
+    for uid, digest in rows:
+        found[uid] = original(store / "archive" / digest[:2] / digest[2:4] / f"{digest}.dcm")
+        assert (found[uid].sop_uid, found[uid].digest) == (uid, digest)
+    assert len(found) == len(rows)
+    return found
+
+
+def test_what_was_acknowledged_survives(tmp_path: Path) -> None:
+    store, chance = tmp_path / "store", random.Random(917)
+    promised: list[Path] = []
+    everything: list[Path] = []
+    interrupted = 0
+    for number in range(ROUNDS):
+        sets = [series(tmp_path / f"sent-{number}-{sender}", IMAGES) for sender in range(SENDERS)]
+        everything += [path for files in sets for path in files]
+        logs = [tmp_path / f"sender-{number}-{sender}.log" for sender in range(SENDERS)]
+        with receiving(store, tmp_path / "scp.log") as receiver:
+            senders = [_send(receiver.port, files, log) for files, log in zip(sets, logs, strict=True)]
+            enough = chance.randrange(SENDERS * IMAGES)
+            receiver.running.wait_until(
+                lambda logs=logs, enough=enough: sum(len(acknowledged(log)) for log in logs) >= enough,  # type: ignore[misc]  # mypy cannot infer defaults
+                "some objects were taken",
+            )
+            receiver.running.process.kill()
+            receiver.running.process.wait()
+        for sender in senders:
+            sender.wait(timeout=60)
+        now = [path for log in logs for path in acknowledged(log)]
+        interrupted += len(now) < SENDERS * IMAGES
+        promised += now
+        kept = in_store(store)
+        for path in promised:
+            assert original(path).sop_uid in kept, f"round {number}: {path.name} was acknowledged and is lost"
+    assert interrupted  # else it was never killed at work
+    assert promised
+
+    with receiving(store, tmp_path / "scp.log") as receiver:
+        wait_until(lambda: not list((store / "incoming").iterdir()), "what killed ones left is removed")
+        storescu(receiver.port, *everything)
+    kept = in_store(store)
+    assert kept.keys() == {original(path).sop_uid for path in everything}
+    assert json.loads(dicomfs("status", "--json", "--store", store).stdout)["refused"] == 0
+    on_disk = {path.stem for path in (store / "archive").rglob("*.dcm")}
+    assert on_disk == {it.digest for it in kept.values()}
+    assert "Traceback" not in (tmp_path / "scp.log").read_text()
+
+
+def _send(port: int, files: list[Path], log: Path) -> "subprocess.Popen[bytes]":
+    argv = [require("storescu"), "-v", "-aec", "DICOMFS", LOCALHOST, str(port), *map(str, files)]
+    with log.open("wb") as said:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=NO_DELAY
+        )
+
+
+def test_spool_files_of_a_living_receiver_are_left_alone(tmp_path: Path) -> None:
+    """Cleaning up goes by lock, not by age: a second receiver on the same store must not hurt the first."""
+    store = tmp_path / "store"
+    with receiving(store, tmp_path / "one.log") as one:
+        left = store / "incoming" / "1-of-a-killed-one"
+        left.write_bytes(bytes(100))
+        with receiving(store, tmp_path / "two.log") as two:
+            wait_until(lambda: not left.exists(), "what nobody holds is removed")
+            files = series(tmp_path / "sent", 2)
+            storescu(one.port, files[0])
+            storescu(two.port, files[1])
+    assert in_store(store).keys() == {original(path).sop_uid for path in files}
+
+
+@pytest.fixture(autouse=True)
+def _tools() -> None:
+    require("storescu")

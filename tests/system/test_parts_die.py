@@ -1,0 +1,81 @@
+"""`serve` and its parts: whichever is killed, nothing is left running, mounted or lying about."""
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import mounted, wait_until
+from tests.system.programs import Process, Served, alive, descendants, series, serving, storescu
+
+PARTS = {
+    "the receiver (scp)": re.compile(r"dicomfs\.cli scp "),
+    "the mount": re.compile(r"dicomfs\.cli mount "),
+    "smbd": re.compile(r"smbd --foreground"),
+}
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A folder with a short path: smbd makes sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="dicomfs-test-") as folder:
+        yield Path(folder).resolve()
+
+
+def part(served: Served, name: str) -> Process:
+    """The process that is this part: a child of `serve`."""
+    children = descendants(served.running.process.pid)
+    return next(it for it in children if PARTS[name].search(" ".join(it.words)))
+
+
+def work(served: Served, scratch: Path) -> list[Process]:
+    """Have every part do something; returns all processes there are then, `serve` left out."""
+    storescu(served.port, *series(scratch / "sent", 3))
+    assert served.smb("recurse ON; ls").count(".jpg ") == 3
+    processes = descendants(served.running.process.pid)
+    assert len(processes) > len(PARTS)  # there are render processes too
+    return processes
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_that_dies_takes_everything_along(scratch: Path, name: str) -> None:
+    with serving(scratch) as served:
+        processes = work(served, scratch)
+        os.kill(part(served, name).pid, signal.SIGKILL)
+        assert served.running.process.wait(PATIENCE_S) == 1
+        assert f"{name} was killed by SIGKILL" in served.running.output()
+        assert "Traceback" not in served.running.output()
+        # Below the receiver and smbd are processes that end when they see that it is gone.
+        wait_until(lambda: not alive(processes), "all parts have ended", PATIENCE_S)
+        assert not mounted(served.mount)
+        assert list(served.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_parts_cleanly(scratch: Path, number: signal.Signals) -> None:
+    with serving(scratch) as served:
+        processes = work(served, scratch)
+        served.running.process.send_signal(number)
+        assert served.running.process.wait(PATIENCE_S) == 0
+        wait_until(lambda: not alive(processes), "all parts have ended", PATIENCE_S)
+        assert not mounted(served.mount)
+        assert list(served.temporary.iterdir()) == []
+        said = served.running.output()
+        assert "Traceback" not in said
+        assert " ERROR " not in said
+
+
+def test_serve_killed_leaves_no_process_and_no_mount(scratch: Path) -> None:
+    with serving(scratch) as served:
+        processes = work(served, scratch)
+        served.running.process.kill()
+        wait_until(lambda: not alive(processes), "all parts have ended", PATIENCE_S)
+        assert not mounted(served.mount)
+    # What it leaves is out of the way of the next one.
+    with serving(scratch) as served:
+        assert served.smb("recurse ON; ls").count(".jpg ") == 3

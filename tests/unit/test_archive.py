@@ -1,0 +1,338 @@
+"""Archive and the way in: content addressing, sequence numbers, rollback, several writers at once."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomfs.archive import DATA_SET_OFFSET, Archive, file_meta, read_archived_meta
+from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
+from dicomfs.index import Index, Writer
+from dicomfs.ingest import Ingest
+from dicomfs.model import Header, Outcome, Receipt, Stored
+from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
+from tests.support import ROOT, wait_until
+
+
+def receipt(received: float = RECEIVED) -> Receipt:
+    return Receipt(ExplicitVRLittleEndian, received, "SCANNER", "DICOMFS")
+
+
+def image(number: int, *, text: str = "") -> bytes:
+    """An encoded data set; the same number is the same SOP instance."""
+    return encoded(
+        data_set(SOPInstanceUID=f"2.25.77{number}", InstanceNumber=number, ImageComments=text or None)
+    )
+
+
+def take(ingest: Ingest, content: bytes) -> Outcome:
+    return ingest.receive([content], receipt())
+
+
+def originals(store: Path) -> dict[int, Path]:
+    """Archived files by the sequence number that they bear; fails when two bear the same."""
+    found: dict[int, Path] = {}
+    for path in sorted((store / "archive").rglob("*.dcm")):
+        sequence = read_archived_meta(path).sequence
+        assert sequence not in found
+        found[sequence] = path
+    return found
+
+
+def rows(store: Path, query: str) -> list[tuple[object, ...]]:
+    raw = sqlite3.connect(store / "index.sqlite3")
+    try:
+        return raw.execute(query).fetchall()
+    finally:
+        raw.close()
+
+
+# Files
+
+
+def test_archived_file_is_a_dicom_file_around_the_bytes_that_came(tmp_path: Path) -> None:
+    content = image(1)
+    with Ingest.open(tmp_path) as ingest:
+        assert take(ingest, content).stored is Stored.NEW
+    (path,) = originals(tmp_path).values()
+    whole = path.read_bytes()
+    assert whole[DATA_SET_OFFSET:] == content
+    assert path.stem == sha256(ExplicitVRLittleEndian.encode() + b"\0" + content).hexdigest()
+    assert path.parent.name == path.stem[2:4]
+    ds = pydicom.dcmread(path)
+    assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID == "2.25.771"
+    assert ds.file_meta.SourceApplicationEntityTitle == "SCANNER"
+    meta = read_archived_meta(path)
+    assert (meta.sequence, meta.receipt.received) == (1, RECEIVED)
+    assert not list((tmp_path / "incoming").iterdir())
+    assert path.stat().st_mode & 0o777 == 0o440
+
+
+@pytest.mark.parametrize("sequence", [1, 99, 10**12])
+@pytest.mark.parametrize("uid", ["1.2", "1.23", "2." + "1" * 62])
+@pytest.mark.parametrize("title", ["", "A", "ODD", "X" * 40, "Kötter\\\n"])
+def test_file_meta_has_one_length(sequence: int, uid: str, title: str) -> None:
+    meta = file_meta(Receipt(ExplicitVRLittleEndian, RECEIVED / 3, title, title), sequence, MR_STORAGE, uid)
+    assert len(meta) == DATA_SET_OFFSET
+
+
+def test_uids_too_long_for_file_meta_are_refused() -> None:
+    with pytest.raises(UnreadableDataSet):
+        file_meta(receipt(), 1, MR_STORAGE, "1." * 600)
+
+
+def test_clean_removes_what_nobody_writes_any_more(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    old = time.time() - 3600
+    with archive.spool(ExplicitVRLittleEndian) as busy:
+        os.utime(busy.path, (old, old))
+        for name, age in (("killed", old), ("fresh", time.time())):
+            (archive.incoming / name).touch()
+            os.utime(archive.incoming / name, (age, age))
+        assert archive.clean() == 1
+        assert sorted(p.name for p in archive.incoming.iterdir()) == sorted([busy.path.name, "fresh"])
+
+
+def test_spool_that_is_not_published_goes(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    with archive.spool(ExplicitVRLittleEndian) as spool:
+        spool.write(b"1234")
+        with spool.reader() as file:
+            assert file.read() == b"1234"
+    assert not list(archive.incoming.iterdir())
+
+
+def test_withdraw_undoes_publish(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    with archive.spool(ExplicitVRLittleEndian) as spool:
+        spool.write(b"1234")
+        path = archive.publish(spool)
+        assert path.exists()
+        archive.withdraw(spool)
+        assert not path.exists()
+        assert archive.publish(spool) == path
+        archive.withdraw(spool)
+        archive.withdraw(spool)  # nothing to undo
+    assert not list(archive.incoming.iterdir())
+
+
+def test_quarantine_is_bounded(tmp_path: Path) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    for number in range(5):
+        with archive.spool(ExplicitVRLittleEndian) as spool:
+            spool.write(bytes([number]))
+            assert archive.keep_aside(spool, f"reason {number}", 3) is not None
+    kept = sorted(archive.quarantine.glob("*.bin"))
+    assert [path.read_bytes()[DATA_SET_OFFSET:] for path in kept] == [b"\2", b"\3", b"\4"]
+    assert len(list(archive.quarantine.iterdir())) == 6
+
+
+def test_folder_that_is_not_a_store_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(StoreMismatch, match="neither empty nor a dicomfs store"):
+        Ingest.open(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+# One data set after another
+
+
+def test_equal_resend_changes_nothing(tmp_path: Path) -> None:
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        (path,) = originals(tmp_path).values()
+        before = path.stat()
+        assert take(ingest, image(1)).stored is Stored.ALREADY_THERE
+        after = path.stat()
+        assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert take(ingest, image(2)).stored is Stored.NEW
+    assert list(originals(tmp_path)) == [1, 2]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_resend_repairs(tmp_path: Path, damage: str) -> None:
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        take(ingest, image(2))
+        path = originals(tmp_path)[1]
+        whole = path.read_bytes()
+        path.unlink()
+        if damage == "cut short":
+            path.write_bytes(whole[:-1])
+        outcome = ingest.receive([image(1)], receipt(RECEIVED + 99))
+        assert outcome.stored is Stored.REPAIRED
+        assert path.read_bytes() == whole  # first sequence and first time of receipt included
+        assert take(ingest, image(1)).stored is Stored.ALREADY_THERE
+
+
+def test_other_bytes_are_kept_and_the_first_is_shown(tmp_path: Path) -> None:
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        outcome = take(ingest, image(1, text="edited"))
+    assert outcome.stored is Stored.OTHER_VERSION
+    assert "2.25.771" not in outcome.warnings  # the caller names it
+    assert len(originals(tmp_path)) == 2
+    assert rows(tmp_path, "SELECT id, shown FROM instances") == [(1, 1)]
+    assert rows(tmp_path, "SELECT id, instance FROM originals") == [(1, 1), (2, 1)]
+
+
+def test_after_closing_nothing_is_taken_in_and_nobody_hangs(tmp_path: Path) -> None:
+    ingest = Ingest.open(tmp_path)
+    ingest.close()
+    ingest.close()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        take(ingest, image(1))
+    assert not originals(tmp_path)
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+# When it fails
+
+
+def test_rollback_leaves_no_file_and_gives_the_number_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Writer.add
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+
+        def full(*_: object) -> list[str]:
+            raise StoreFull("on purpose")
+
+        monkeypatch.setattr(Writer, "add", full)
+        with pytest.raises(StoreFull):
+            take(ingest, image(2))
+        assert list(originals(tmp_path)) == [1]
+        assert not list((tmp_path / "incoming").iterdir())
+        monkeypatch.setattr(Writer, "add", whole)
+        take(ingest, image(3))
+        take(ingest, image(2))
+    assert list(originals(tmp_path)) == [1, 2, 3]
+    assert rows(tmp_path, "SELECT last_sequence FROM counter") == [(3,)]
+
+
+def test_one_that_fails_does_not_fail_those_committed_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Writer.add
+
+    def picky(self: Writer, header: Header, *rest: object) -> list[str]:
+        if header.instance_number == 5:
+            raise StoreUnavailable("on purpose")
+        return whole(self, header, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Writer, "add", picky)
+    with Ingest.open(tmp_path) as ingest, ThreadPoolExecutor(10) as threads:
+        # While the lock is held all ten gather, so that they are one batch.
+        blocker = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        futures = [threads.submit(take, ingest, image(number)) for number in range(10)]
+        wait_until(lambda: len(list((tmp_path / "incoming").iterdir())) == 10, "ten spool files")
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        outcomes = [future.exception() or future.result().stored for future in futures]
+    assert [o for o in outcomes if o is not Stored.NEW] == [outcomes[5]]
+    assert isinstance(outcomes[5], StoreUnavailable)
+    assert list(originals(tmp_path)) == list(range(1, 10))
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_folder_made_by_somebody_who_was_killed_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = image(1)
+    digest = sha256(ExplicitVRLittleEndian.encode() + b"\0" + content).digest()
+    synced: list[Path] = []
+    with Ingest.open(tmp_path) as ingest:
+        folder = ingest.archive.path(digest).parent
+        folder.mkdir(parents=True)
+        for module in ("archive", "ingest"):
+            monkeypatch.setattr(f"dicomfs.{module}.sync_directory", synced.append)
+        take(ingest, content)
+    assert {folder, folder.parent, folder.parent.parent} <= set(synced)
+
+
+# Many at once
+
+
+def check_order(store: Path, expected: int) -> None:
+    """Numbers are 1 to n, each on one file, and rise with the order of commits, which is that of row ids."""
+    files = originals(store)
+    assert sorted(files) == list(range(1, expected + 1))
+    found = rows(store, "SELECT id, hex(hash) FROM originals ORDER BY rowid")
+    assert [(number, files[number].stem.upper()) for number in sorted(files)] == found
+    assert not list((store / "incoming").iterdir())
+
+
+def test_eight_threads(tmp_path: Path) -> None:
+    contents = [image(number % 60) for number in range(120)]
+    with Ingest.open(tmp_path) as ingest, ThreadPoolExecutor(8) as threads:
+        outcomes = list(threads.map(lambda content: take(ingest, content).stored, contents))
+    assert outcomes.count(Stored.NEW) == outcomes.count(Stored.ALREADY_THERE) == 60
+    check_order(tmp_path, 60)
+
+
+SENDER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from dicomfs.ingest import Ingest
+from tests.unit.test_archive import image, take
+
+first, last = int(sys.argv[2]), int(sys.argv[3])
+with Ingest.open(Path(sys.argv[1])) as ingest, ThreadPoolExecutor(4) as threads:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for outcome in threads.map(lambda number: take(ingest, image(number)), range(first, last)):
+        print(outcome.stored.name, flush=True)
+"""
+
+
+def test_two_processes_at_once_on_a_new_store(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    senders = [
+        subprocess.Popen(
+            [sys.executable, "-c", SENDER, str(store), str(first), str(first + 60)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for first in (0, 40)  # twenty of them are sent by both
+    ]
+    try:
+        for sender in senders:
+            assert sender.stdout is not None
+            assert sender.stdout.readline() == "ready\n"
+        with_order = Index(store / "index.sqlite3")
+        seen: list[int] = []
+        for sender in senders:
+            assert sender.stdin is not None
+            sender.stdin.write("\n")
+            sender.stdin.flush()
+        # Somebody who reads meanwhile sees numbers appear in order only, without a gap that is filled later.
+        while any(sender.poll() is None for sender in senders):
+            new = [arrival.sequence for arrival in with_order.arrivals(seen[-1] if seen else 0, 1000)]
+            seen += new
+            assert seen == list(range(1, len(seen) + 1))
+        with_order.close()
+        said = [sender.communicate(timeout=60)[0].split() for sender in senders]
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.communicate()
+    assert [sender.returncode for sender in senders] == [0, 0]
+    assert sorted(said[0] + said[1]) == ["ALREADY_THERE"] * 20 + ["NEW"] * 100
+    check_order(store, 100)
