@@ -88,7 +88,7 @@ def display(ds: Dataset, frame: int, *, bits: int, signed: bool, is_float: bool,
         modality = "SEG"
     elif sop_class == _PARAMETRIC_MAP:
         modality = "MAP"
-    groups = _functional_groups(ds, frame)
+    groups = functional_groups(ds, frame)
     return Display(
         modality=modality,
         secondary_capture=sop_class.startswith(_SECONDARY_CAPTURE),
@@ -108,7 +108,7 @@ def display(ds: Dataset, frame: int, *, bits: int, signed: bool, is_float: bool,
     )
 
 
-def _functional_groups(ds: Dataset, frame: int) -> list[Dataset]:
+def functional_groups(ds: Dataset, frame: int) -> list[Dataset]:
     """The groups that hold for a frame, the most specific first."""
     per_frame = items(ds, _PER_FRAME_GROUPS)
     return [*per_frame[frame : frame + 1], *items(ds, _SHARED_GROUPS)[:1]]

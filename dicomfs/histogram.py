@@ -36,18 +36,29 @@ class Member:
         return modality_values(self.stored, self.display.transformation)
 
 
-def measure(codes: NDArray[Any], levels: NDArray[np.int32] | None, display: Display) -> Member:
-    """Histogram of one frame, `codes` and `levels` as in `pixels.Grey`; constant frames are fine."""
+def measure(
+    codes: NDArray[Any],
+    levels: NDArray[np.int32] | None,
+    display: Display,
+    covered: NDArray[np.bool_] | None = None,
+) -> Member:
+    """Histogram of one frame, `codes` and `levels` as in `pixels.Grey`; constant frames are fine.
+
+    `covered`: pixels that a shutter hides; they are not counted, and then there is no border either.
+    """
+    outermost = _ring(codes) if covered is None else codes[:0, 0]
+    if covered is not None:
+        codes = codes[~covered]
     if levels is None:
         found, counts = np.unique(codes[np.isfinite(codes)], return_counts=True)
-        stored, ring = found.astype(np.float64), _ring(codes).astype(np.float64)
+        stored, ring = found.astype(np.float64), outermost.astype(np.float64)
     else:
         histogram = np.bincount(codes.ravel(), minlength=levels.size)
         used = np.flatnonzero(histogram)
         stored, counts = levels[used].astype(np.float64), histogram[used]
         order = np.argsort(stored, kind="stable")
         stored, counts = stored[order], counts[order]
-        ring = levels[_ring(codes)].astype(np.float64)
+        ring = levels[outermost].astype(np.float64)
     keep = _is_image(stored, display)
     if keep.any():
         stored, counts = stored[keep], counts[keep]
@@ -68,6 +79,8 @@ def _ring(codes: NDArray[Any]) -> NDArray[Any]:
 
 
 def _border(ring: Floats) -> float | None:
+    if not ring.size:
+        return None
     values, counts = np.unique(ring, return_counts=True)
     most = int(np.argmax(counts))
     return float(values[most]) if counts[most] > BORDER_SHARE * ring.size else None

@@ -102,11 +102,23 @@ class Recipe:
     """How frames are made into pictures. Two equal recipes give equal bytes for equal input."""
 
     format: str
-    """`jpg` or `png`."""
+    """A name in `recipes.FORMATS`."""
     quality: int = 90
     """JPEG quality, 1 to 100; ignored by lossless formats."""
     window: str = "auto"
-    """Window policy."""
+    """Window policy: `auto`, `header`, `full`, or centre/width such as `40/400` (`recipes.policy`)."""
+    max_size: int = 0
+    """Pixels of the longer side beyond which a picture is scaled down; 0: as large as it is."""
+    square: bool = True
+    """Pixels that are not square are resampled until they are (never in the formats of 16 bits)."""
+    overlays: bool = True
+    """Overlay planes (60xx) are drawn."""
+    shutters: bool = True
+    """What lies outside a display shutter is covered."""
+    subtraction: bool = True
+    """Angiograms that ask for it are shown with their mask subtracted."""
+    marks: bool = False
+    """Laterality and lossy compression are written in a corner of the picture."""
 
 
 @dataclass(frozen=True, slots=True)

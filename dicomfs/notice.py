@@ -4,6 +4,7 @@ Deterministic like any rendition, and never fails, whatever the text. Called by 
 and is told NotDisplayable.
 """
 
+import json
 from bisect import bisect_right
 
 import numpy as np
@@ -26,7 +27,12 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def notice(recipe: Recipe, reason: str) -> bytes:
-    """A complete file of the recipe's format, 512 x 512, that shows `reason` (any text) to a user."""
+    """A complete file of the recipe's format, 512 x 512, that shows `reason` (any text) to a user.
+
+    For `json` an object whose only member is `error`.
+    """
+    if recipe.format == "json":
+        return (json.dumps({"error": _printable(reason)}, ensure_ascii=False, indent=1) + "\n").encode()
     image = Image.new("L", (SIDE, SIDE), _PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((_MARGIN, 120), _TITLE, fill=_TITLE_INK, font=ImageFont.load_default(_TITLE_SIZE))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO, FileIO
+from io import SEEK_CUR, SEEK_END, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -22,7 +22,6 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -35,6 +34,7 @@ from pydicom.uid import (
 
 from dicomfs.attributes import DAMAGE, integer, number, octets, text
 from dicomfs.codestream import declared_size, repair_jpeg
+from dicomfs.deflated import inflated
 from dicomfs.errors import NotDisplayable
 
 MAX_PIXELS = 300_000_000
@@ -59,7 +59,6 @@ _NATIVE = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
-    DeflatedExplicitVRLittleEndian,
 )
 _PLUGINS = {
     # the order is fixed, so that bytes never depend on which other decoders happen to be installed
@@ -122,6 +121,14 @@ class Image:
         return self.samples == 3 or self.photometric == "PALETTE COLOR"
 
     @property
+    def unused_bits(self) -> int:
+        """Bits of a 16-bit word that no stored value uses, as a mask: overlays may lie there."""
+        if self.allocated != 16 or self.samples != 1:
+            return 0
+        used = ((1 << self.stored) - 1) << max(0, self.high + 1 - self.stored)
+        return 0xFFFF & ~used
+
+    @property
     def is_float(self) -> bool:
         """True for Float and Double Float Pixel Data."""
         return self.keyword != "PixelData"
@@ -134,11 +141,18 @@ def open_image(path: Path | BinaryIO, tags: tuple[int, ...] = ()) -> Iterator[Im
     Raises NotDisplayable for a file without usable pixel data, OSError, and whatever pydicom raises for
     a damaged data set (`attributes.DAMAGE`).
     """
+    with open_file(path) as file:
+        yield _image(file, tags)
+
+
+@contextmanager
+def open_file(path: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """A file for reading, that never asks for more memory than it has bytes; an open one as it is."""
     if not isinstance(path, Path):
-        yield _image(path, tags)
+        yield path
         return
     with path.open("rb", buffering=0) as raw, _BoundedReader(raw) as file:
-        yield _image(file, tags)
+        yield file
 
 
 class _BoundedReader(BufferedReader):
@@ -153,19 +167,10 @@ class _BoundedReader(BufferedReader):
 
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
-    wanted: list[Any] = [*_PIXEL_TAGS, *tags]
-    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
+    file = inflated(file)
+    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*_PIXEL_TAGS, *tags])
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID") or ""))
-    if syntax == DeflatedExplicitVRLittleEndian:
-        file.seek(0)
-        whole = dcmread(file, force=True, specific_tags=[*wanted, *_PIXEL_KEYWORDS])
-        tag = next((tag for tag in _PIXEL_KEYWORDS if tag in whole), 0)
-        value = octets(whole, tag)[0] if tag else b""
-        place = _Place(_PIXEL_KEYWORDS.get(tag, ""), "OB", 0, len(value))
-        file = BytesIO(value)
-    else:
-        place = _locate(file, "big" if ds.original_encoding[1] is False else "little")
-    return _describe(ds, file, syntax, place)
+    return _describe(ds, file, syntax, _locate(file, "big" if ds.original_encoding[1] is False else "little"))
 
 
 def _locate(file: BinaryIO, order: Literal["little", "big"]) -> _Place:

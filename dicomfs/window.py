@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomfs.display import Display
-from dicomfs.grey import Floats, Lut, Modality, Rescale, Voi, Window, modality_values
+from dicomfs.grey import Floats, Lut, Modality, Rescale, Span, Voi, Window, modality_values
 from dicomfs.histogram import Member, Pool, otsu, pooled
 from dicomfs.model import PoolWindow
+from dicomfs.recipes import Policy
+
+RULES_VERSION = 2
+"""Counts with every change that gives any image another window; part of every recipe's digest."""
 
 HEADER = PoolWindow(None, None, "header")
 HEADROOM = 1.1
@@ -283,6 +287,17 @@ def from_header(display: Display) -> PoolWindow | None:
 
 def _unasked() -> Member:
     raise AssertionError("a trusted header needs no measurement")
+
+
+def full(member: Member) -> Span:
+    """The rough window, for comparison: an image's least to its greatest value, whatever they mean."""
+    values = member.values[np.isfinite(member.values)]
+    return Span(float(values.min()), float(values.max())) if values.size else Span(0.0, 0.0)
+
+
+def fixed(policy: Policy, *, is_float: bool) -> Window:
+    """The window of a policy `C/W`: LINEAR, but not for floating point or a width below 1 (C.11.2.1.2.1)."""
+    return Window(policy.centre, policy.width, "LINEAR_EXACT" if is_float or policy.width < 1 else "LINEAR")
 
 
 def decide(members: Sequence[Member]) -> PoolWindow:

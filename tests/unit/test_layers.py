@@ -9,10 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "config"),
+    *("errors", "model", "recipes", "config"),
     *("naming", "elements", "header"),
-    *("attributes", "grey", "display", "histogram", "window", "codestream", "pixels"),
-    *("encode", "notice", "probes", "render"),
+    *("attributes", "grey", "display", "histogram", "window", "codestream", "deflated", "pixels"),
+    *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
+    *("encode", "notice", "marks", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
     *("scp", "importer"),
     *("protocol", "worker", "workerprocess", "workers", "cache", "tree", "present", "fuse", "mount"),
@@ -36,16 +37,18 @@ BOTH = {"serve", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream"}
-GREY = {"grey", "display", "histogram", "window", "pixels", "encode", "notice", "probes", "render"}
+DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
+GREY = {"display", "frames", "grey", "histogram", "measurement", "subtraction", "window"} | DRAWING
+HEADERS = {"attributes", "deflated", "display", "document", "geometry", "header", "icc", "marks", "planes"}
 HOME = {
-    "PIL": {"encode", "notice", "pixels", "probes", "render"},
+    "PIL": DRAWING,
     "cachetools": {"cache", "renditions"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,
     "numpy": GREY,
     "openjpeg": CODECS,
-    "pydicom": {"attributes", "header", "display", "window", "archive", "scp", "probes", "render"} | CODECS,
+    "pydicom": {"archive", "scp", "subtraction", "probes", "render"} | HEADERS | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"scp"},

@@ -1,0 +1,60 @@
+"""Deflated data sets, inflated within bounds: a few bytes can announce gigabytes (PS3.5 A.5).
+
+pydicom inflates whole and without a limit, so it must never see such a file. Called by whoever reads one.
+"""
+
+import zlib
+from io import SEEK_SET, BytesIO
+from typing import BinaryIO
+
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicomfs.errors import NotDisplayable
+
+MAX_INFLATED_BYTES = 512 << 20
+_PREAMBLE = 128
+_MAGIC = b"DICM"
+_GROUP_LENGTH = b"\x02\0\0\0UL\x04\0"
+_HEAD_BYTES = _PREAMBLE + len(_MAGIC) + len(_GROUP_LENGTH) + 4
+_MAX_META_BYTES = 1 << 16
+_SYNTAX_TAG = b"\x02\0\x10\0UI"
+_EXPLICIT = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
+_PLAIN_META = bytes(_PREAMBLE) + _MAGIC + _GROUP_LENGTH + len(_EXPLICIT).to_bytes(4, "little") + _EXPLICIT
+
+
+def inflated(file: BinaryIO) -> BinaryIO:
+    """The same file, or for a deflated one its data set as an Explicit VR Little Endian file in memory.
+
+    Stands at its start. Raises NotDisplayable when it inflates beyond `MAX_INFLATED_BYTES` or its file meta
+    information has no length, and zlib.error.
+    """
+    head = file.read(_HEAD_BYTES)
+    has_length = head[_PREAMBLE:].startswith(_MAGIC + _GROUP_LENGTH)
+    meta_bytes = int.from_bytes(head[-4:], "little") if has_length else _MAX_META_BYTES
+    meta = file.read(min(meta_bytes, _MAX_META_BYTES))
+    if not _names_deflated(head + meta):
+        file.seek(0, SEEK_SET)
+        return file
+    if not has_length or meta_bytes > _MAX_META_BYTES:
+        raise NotDisplayable("Its data are damaged: the file meta information has no length.")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = inflater.decompress(file.read(), MAX_INFLATED_BYTES)
+    if not inflater.eof and inflater.unconsumed_tail:
+        raise NotDisplayable(f"Its data inflate to more than {MAX_INFLATED_BYTES >> 20} MiB.")
+    whole = BytesIO()
+    whole.write(_PLAIN_META)
+    whole.write(data)
+    whole.seek(0)
+    return whole
+
+
+def _names_deflated(meta: bytes) -> bool:
+    """True when file meta information names the deflated transfer syntax, wherever it stands."""
+    at = meta.find(_SYNTAX_TAG)
+    while at >= 0:
+        start = at + len(_SYNTAX_TAG) + 2
+        value = meta[start : start + int.from_bytes(meta[start - 2 : start], "little")]
+        if value.strip(b" \0") == DeflatedExplicitVRLittleEndian.encode():
+            return True
+        at = meta.find(_SYNTAX_TAG, at + 1)
+    return False
