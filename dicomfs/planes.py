@@ -196,7 +196,8 @@ def _polygon(ds: Dataset, shape: tuple[int, int], _aspect: float) -> Mask | None
         return None
     inside = Image.new("L", (shape[1], shape[0]), 0)
     ImageDraw.Draw(inside).polygon(points, fill=1, outline=1)
-    return np.asarray(inside) == 0
+    outside: Mask = np.asarray(inside) == 0
+    return outside
 
 
 _HIDDEN = {"RECTANGULAR": _rectangle, "CIRCULAR": _circle, "POLYGONAL": _polygon}

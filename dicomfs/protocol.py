@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from dicomfs.model import PoolWindow, Recipe, Source
 
-MAGIC = b"dfw1"
+MAGIC = b"dfw2"
 """Changes with the protocol, so that a worker of another version is refused when it says it is ready."""
 READY_JOB = 0
 """Job number of the answer `READY`; jobs count from 1."""
@@ -53,6 +53,8 @@ class PoolRequest:
     """One window for all members; answered by `DONE` with the window as text."""
 
     members: tuple[Source, ...]
+    policy: str = "auto"
+    """From `recipes.pool_policy`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,11 @@ class Status(IntEnum):
     PERMANENT = 3
     """This can never be shown. Text: the reason; data: the notice picture (`RenderRequest` only)."""
     PASSING = 4
-    """Not now: memory, I/O. Text: what happened."""
+    """Not now: I/O. Text: what happened."""
     BUG = 5
     """An exception that nobody expected, treated as passing. Text: its class and where, nothing else."""
+    EXHAUSTED = 6
+    """The job needs more memory than there is. In a fresh process that is the limit, and so for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,9 @@ def encode_request(request: Request) -> bytes:
                 "recipe": asdict(recipe),
                 "window": window_fields,
             }
-        case PoolRequest(members):
-            fields = {"op": "pool", "members": [_source_fields(member) for member in members]}
+        case PoolRequest(members, policy):
+            sources = [_source_fields(member) for member in members]
+            fields = {"op": "pool", "members": sources, "policy": policy}
         case ProbeRequest(recipe):
             fields = {"op": "probe", "recipe": asdict(recipe)}
         case NoticeRequest(recipe, reason):
@@ -127,7 +132,7 @@ def decode_request(body: bytes) -> Request:
                 _source(fields), Recipe(**fields["recipe"]), None if window is None else PoolWindow(**window)
             )
         case "pool":
-            return PoolRequest(tuple(_source(member) for member in fields["members"]))
+            return PoolRequest(tuple(_source(member) for member in fields["members"]), fields["policy"])
         case "probe":
             return ProbeRequest(Recipe(**fields["recipe"]))
         case "notice":

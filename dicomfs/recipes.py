@@ -99,7 +99,7 @@ def _number(text: str) -> float:
 
 
 def _plain(value: float) -> str:
-    return str(int(value)) if value.is_integer() else repr(value)
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def pool_policy(recipe: Recipe) -> str:

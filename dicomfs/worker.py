@@ -54,7 +54,7 @@ class Tasks(NamedTuple):
     """What a worker can do; the tests put others in their place."""
 
     render: Callable[[Source, Recipe, PoolWindow | None], bytes]
-    decide_pool: Callable[[Sequence[Source]], PoolWindow]
+    decide_pool: Callable[[Sequence[Source], str], PoolWindow]
     probe_digest: Callable[[Recipe], str]
     notice: Callable[[Recipe, str], bytes]
 
@@ -101,7 +101,7 @@ def perform(tasks: Tasks, job: int, request: Request) -> Answer:
     except NotDisplayable as error:
         return Answer(job, Status.PERMANENT, sentence(str(error)))
     except MemoryError:
-        return Answer(job, Status.PASSING, "not enough memory")
+        return Answer(job, Status.EXHAUSTED, "not enough memory")
     except OSError as error:  # its text would quote the path
         return Answer(job, Status.PASSING, f"{type(error).__name__}: {error.strerror}")
     except Exception as error:  # noqa: BLE001 - the door of this process: the parent logs it as a bug
@@ -116,8 +116,8 @@ def _dispatch(tasks: Tasks, job: int, request: Request) -> Answer:
             except NotDisplayable as error:
                 reason = sentence(str(error))
                 return Answer(job, Status.PERMANENT, reason, tasks.notice(recipe, reason))
-        case PoolRequest(members):
-            return Answer(job, Status.DONE, encode_window(tasks.decide_pool(members)))
+        case PoolRequest(members, policy):
+            return Answer(job, Status.DONE, encode_window(tasks.decide_pool(members, policy)))
         case ProbeRequest(recipe):
             return Answer(job, Status.DONE, tasks.probe_digest(recipe))
         case NoticeRequest(recipe, reason):

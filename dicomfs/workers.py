@@ -73,6 +73,7 @@ class _Job:
     body: bytes
     background: bool
     crashes: int = 0
+    exhausted: int = 0
     abandoned: bool = False
     """Nobody waits for it any more."""
     outcome: Answer | RenderFailed | NotDisplayable | None = None
@@ -148,7 +149,8 @@ class Workers:
         """One frame as a picture, or the notice that says why it can never be one.
 
         A job that crashes its process twice, the second time a fresh one, can never be shown either.
-        Raises RenderFailed: time-out, memory, I/O, a bug of ours.
+        So can one that needs more memory than a fresh process may have.
+        Raises RenderFailed: time-out, I/O, a bug of ours.
         *Cancellation*: the job leaves the queue; if it already runs it runs to its end, unheard.
         """
         try:
@@ -161,12 +163,14 @@ class Workers:
             raise RenderFailed("The render worker answered without a picture")
         return Rendered(answer.data, failure)
 
-    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:
-        """The window of a pool. Raises NotDisplayable (a member crashes the decoder), RenderFailed.
+    async def decide_pool(
+        self, members: Sequence[Source], policy: str = "auto", *, background: bool = False
+    ) -> PoolWindow:
+        """The window of a pool under a policy of `recipes.pool_policy`.
 
-        *Cancellation*: as for `render`.
+        Raises NotDisplayable (a member crashes the decoder), RenderFailed. *Cancellation*: as for `render`.
         """
-        answer = await self._ask(PoolRequest(tuple(members)), background=background)
+        answer = await self._ask(PoolRequest(tuple(members), policy), background=background)
         if answer.status is Status.PERMANENT:
             raise NotDisplayable(sentence(answer.text))
         try:
@@ -345,12 +349,23 @@ class Workers:
             except (WorkerDied, BrokenAnswer) as error:
                 await self._crash(process, job, error)
                 return False
+            if answer.status is Status.EXHAUSTED:
+                self._exhaust(job)
+                return False
             self._finish(job, _judge(answer))
             return True
         self._timed_out += 1
         log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
         self._finish(job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
         return False
+
+    def _exhaust(self, job: _Job) -> None:
+        """What earlier jobs have left behind may take the memory: a fresh process has the second try."""
+        job.exhausted += 1
+        if job.abandoned:
+            self._finish(job, RenderFailed("Nobody waits"))
+        elif job.exhausted > 1:
+            self._finish(job, NotDisplayable("It needs more memory than a render process may have"))
 
     async def _crash(self, process: WorkerProcess, job: _Job, error: WorkerDied | BrokenAnswer) -> None:
         """Once may be the fault of an earlier job: the first crash is forgiven, the second ends the job."""

@@ -40,12 +40,13 @@ REQUESTS: list[Request] = [
     RenderRequest(SOURCE, RECIPE, None),
     RenderRequest(NOT_UTF8, RECIPE, PoolWindow(-0.1, 1e300, "P0.1-P99.9 + 10 %")),
     PoolRequest((SOURCE, NOT_UTF8)),
+    PoolRequest((SOURCE,), "header,shutters=off"),
     ProbeRequest(RECIPE),
     NoticeRequest(RECIPE, "No decoder for 1.2.840.10008.1.2.4.100 – sorry"),
 ]
 
 
-def head(magic: bytes = b"dfw1", job: int = 7, status: int = 2, text: int = 0, data: int = 0) -> bytes:
+def head(magic: bytes = b"dfw2", job: int = 7, status: int = 2, text: int = 0, data: int = 0) -> bytes:
     """An answer's head written out by hand, after the layout in the module's docstring."""
     return magic + struct.pack(">IBII", job, status, text, data)
 
@@ -99,10 +100,10 @@ def test_answer_arrives_whole_however_it_is_cut(text: str, data: bytes, cuts: li
     ("stream", "why"),
     [
         (b"Segmentation fault, sorry", "magic"),
-        (head(magic=b"dfw2"), "magic"),
+        (head(magic=b"dfw1"), "magic"),
         (head(job=6), "answer to job 6"),
         (head(status=0), "status 0"),
-        (head(status=6), "status 6"),
+        (head(status=7), "status 7"),
         (head(status=1), "status 1"),  # ready, in the middle of a job
         (head(text=MAX_TEXT_BYTES + 1), "announces"),
         (head(data=1001), "announces"),

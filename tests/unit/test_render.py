@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom.data
@@ -71,14 +73,21 @@ def cine(folder: Path, phases: int = 6, **attributes: object) -> list[Source]:
 
 SCRIPT = """
 import hashlib, sys
+from fractions import Fraction
 from pathlib import Path
+from dicomfs.errors import NotDisplayable
 from dicomfs.model import Recipe, Source
+from dicomfs.notice import notice
+from dicomfs.recipes import FORMATS
 from dicomfs.render import probe_digest, render
 digest = hashlib.sha256()
 for path in sys.argv[1:]:
-    for recipe in (Recipe("jpg"), Recipe("png")):
-        digest.update(render(Source(Path(path)), recipe, None))
-print(digest.hexdigest(), probe_digest(Recipe("jpg")))
+    for name in FORMATS:
+        try:
+            digest.update(render(Source(Path(path)), Recipe(name, max_size=200, marks=True), None))
+        except NotDisplayable as refusal:
+            digest.update(notice(Recipe(name), str(refusal)))
+print(digest.hexdigest(), *(probe_digest(Recipe(name)) for name in FORMATS))
 """
 
 
@@ -89,6 +98,9 @@ def test_two_processes_give_the_same_bytes() -> None:
         "examples_ybr_color.dcm",
         "JPGExtended.dcm",
         "rtdose.dcm",
+        "examples_overlay.dcm",
+        "examples_palette.dcm",
+        "color-pl.dcm",
     ]
     command = [sys.executable, "-c", SCRIPT, *(str(wheel(name)) for name in names)]
     first, second = (
@@ -278,7 +290,7 @@ def outcome(path: Path, recipe: Recipe) -> tuple[bytes, str]:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of the test's own reading
 @pytest.mark.parametrize("path", wheel_files(), ids=lambda path: path.name)
 def test_every_file_of_the_wheels_renders_or_says_why(path: Path) -> None:
-    for recipe in (PNG, Recipe("jpg")):
+    for recipe in (Recipe("png", square=False), Recipe("jpg", square=False)):
         file, refusal = outcome(path, recipe)
         if refusal:
             assert refusal.endswith(".")
@@ -364,3 +376,94 @@ def test_absurd_sizes_are_refused_before_memory_is_asked_for(tmp_path: Path) -> 
     path = write(path, pixels, ExplicitVRLittleEndian, Rows=10000, Columns=10000)
     with pytest.raises(NotDisplayable, match="cut short"):
         render(Source(path), PNG, None)
+
+
+# ---------------------------------------------------------------- policies
+
+
+def by(path: Path, policy: str, frame: int = 0, window: PoolWindow | None = None) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(BytesIO(render(Source(path, frame), Recipe("png", window=policy), window))))
+
+
+def test_each_image_by_its_own_header(tmp_path: Path) -> None:
+    phases = cine(tmp_path)
+    assert decide_pool(phases, "header") == EACH_ITS_OWN
+    for phase in phases:
+        ds = dcmread(phase.path)
+        expected = [reference.linear(int(v), ds.WindowCenter, ds.WindowWidth) for v in ds.pixel_array.ravel()]
+        assert by(phase.path, "header").ravel().tolist() == expected
+        # whatever its pool says
+        assert np.array_equal(by(phase.path, "header", window=PoolWindow(0, 9, "")), by(phase.path, "header"))
+
+
+def test_header_falls_back_to_the_range_of_the_pool(tmp_path: Path) -> None:
+    phases = cine(tmp_path)
+    ds = dcmread(phases[2].path)
+    del ds.WindowCenter, ds.WindowWidth
+    ds.save_as(phases[2].path)
+    window = decide_pool(phases, "header")
+    for phase in phases:
+        ds = dcmread(phase.path)
+        ds.WindowWidth = None
+        ds.save_as(phase.path)
+    assert window == decide_pool(phases)
+    assert window.low is not None
+    assert np.array_equal(by(phases[2].path, "header", window=window), picture(phases[2].path, window))
+
+
+def test_the_rough_window_takes_everything(tmp_path: Path) -> None:
+    pixels = np.array([[-2000, -1000, 0, 3000]], "i2")
+    wishes: dict[str, Any] = {
+        "Modality": "CT",
+        "WindowCenter": 40,
+        "WindowWidth": 400,
+        "PixelPaddingValue": -2000,
+    }
+    path = write(tmp_path / "a.dcm", pixels, RescaleSlope=2, RescaleIntercept=0, **wishes)
+    expected = [int((v + 2000) / 5000 * 255 + 0.5) for v in (-2000, -1000, 0, 3000)]
+    assert by(path, "full").ravel().tolist() == expected
+    assert not by(write(path, np.full((4, 4), 7, "u2")), "full").any()
+
+
+def test_a_fixed_window_in_modality_units(tmp_path: Path) -> None:
+    values = list(range(-1024, 3072, 16))
+    pixels = (np.array(values).reshape(16, 16) + 1024).astype("u2")
+    path = write(
+        tmp_path / "a.dcm",
+        pixels,
+        Modality="CT",
+        RescaleSlope=1,
+        RescaleIntercept=-1024,
+        WindowCenter=40,
+        WindowWidth=80,
+        PhotometricInterpretation="MONOCHROME1",
+    )
+    for policy, centre, width in (("-600/1500", -600, 1500), ("40.5/400", 40.5, 400), ("100/1", 100, 1)):
+        expected = [255 - reference.linear(v, Fraction(centre), width) for v in values]
+        assert by(path, policy).ravel().tolist() == expected
+    expected = [255 - reference.linear_exact(v, 16, Fraction(1, 2)) for v in values]
+    assert by(path, "16/0.5").ravel().tolist() == expected
+
+
+def test_rules_are_part_of_the_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = probe_digest(PNG)
+    monkeypatch.setattr("dicomfs.render.RULES_VERSION", 10**6)
+    assert probe_digest(PNG) != before
+
+
+def test_marks_tell_side_and_loss(tmp_path: Path) -> None:
+    pixels = np.full((200, 200), 100, "u1")
+    plain = write(tmp_path / "a.dcm", pixels)
+    assert (
+        np.asarray(Image.open(BytesIO(render(Source(plain), Recipe("png", marks=True), None)))) == 100
+    ).all()
+    written = set()
+    lossy = {"LossyImageCompression": "01"}
+    examples: list[dict[str, Any]] = [{"ImageLaterality": "R"}, {"Laterality": "L"}, lossy]
+    for wishes in (*examples, lossy | {"LossyImageCompressionRatio": "12.3"}):
+        path = write(tmp_path / "b.dcm", pixels, **wishes)
+        file = render(Source(path), Recipe("png", marks=True), None)
+        assert (np.asarray(Image.open(BytesIO(file)))[:40] == 255).any()
+        assert render(Source(path), PNG, None) == render(Source(plain), PNG, None)
+        written.add(file)
+    assert len(written) == 4
