@@ -6,10 +6,11 @@ nothing per pixel. Nothing here knows about windows. Called by `render`.
 """
 
 import os
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import SEEK_CUR, SEEK_END, BufferedReader, FileIO
+from dataclasses import dataclass, replace
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -47,6 +48,7 @@ _PIXEL_KEYWORDS = {
 }
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV", b"OL")
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 
 _PIXEL_TAGS = [
     *(0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011),
@@ -316,6 +318,8 @@ def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
         "correct_unused_bits": image.allocated > 16,
         "number_of_frames": 1,
     }
+    if image.syntax == _DEFLATED_FRAMES:
+        return _decode(_inflated_frame(image, frame), 0)
     try:
         decoder = get_decoder(image.syntax)
     except NotImplementedError as error:
@@ -341,6 +345,15 @@ def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
         else:
             return array, str(properties["photometric_interpretation"])
     raise NotDisplayable(f"Its pixel data are damaged ({image.syntax.name}).") from failures[0]
+
+
+def _inflated_frame(image: Image, frame: int) -> Image:
+    """A frame of the Deflated Image Frame syntax (PS3.5 A.4.18) as a native image; never inflated further."""
+    needed = (image.rows * image.columns * image.samples * image.allocated + 7) // 8
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    raw = inflater.decompress(_encoded(image, frame), needed)
+    syntax = ExplicitVRLittleEndian
+    return replace(image, file=BytesIO(raw), start=0, length=len(raw), syntax=syntax, frames=1)
 
 
 def _native(image: Image, frame: int, options: dict[str, Any]) -> BinaryIO:

@@ -18,6 +18,7 @@ from dicomfs.attributes import integer, integers, items, octets, text
 TAGS = (0x00281040, 0x00281090, 0x00286100)
 """Every attribute that this module reads at the top level."""
 
+_OPERATIONS = ("AVG_SUB", "TID", "REV_TID")
 MAX_FRAMES = 32
 """So many frames of a mask are averaged; of more, an even choice."""
 _FARTHEST = 100.0
@@ -39,8 +40,10 @@ class Subtraction:
 
 
 def is_recommended(ds: Dataset) -> bool:
-    """True when the image asks to be shown subtracted (PS3.3 C.7.6.10)."""
-    return text(ds, 0x00281090).upper() == "SUB" and bool(items(ds, 0x00286100))
+    """True when the image asks to be shown subtracted, and says how (PS3.3 C.7.6.10)."""
+    if text(ds, 0x00281090).upper() != "SUB":
+        return False
+    return any(text(item, 0x00286101).upper() in _OPERATIONS for item in items(ds, 0x00286100))
 
 
 def subtraction(ds: Dataset, frame: int, frames: int) -> Subtraction | None:

@@ -1,6 +1,7 @@
 """From files to stored values and RGB: layouts, signs, dirt, repairs and refusals."""
 
 import resource
+import zlib
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydicom import dcmread
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
+    JPEG2000,
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -184,6 +186,35 @@ def test_palette_of_16_bits_also_if_only_the_lower_8_are_used(tmp_path: Path, sc
     assert rgb(path).tolist() == [[first, first, [20, 7, 3], [255, 8, 2], last, last]]
 
 
+def test_segmented_palette(tmp_path: Path) -> None:
+    # PS3.3 C.7.9.2: discrete, 2 values; linear, 6 steps to 5000H; each step is 0A00H then
+    segments = np.array([0, 2, 0x0A00, 0x1400, 1, 6, 0x5000], "<u2").tobytes()
+    wishes: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        wishes[f"{name}PaletteColorLookupTableDescriptor"] = [8, 0, 16]
+        wishes[f"Segmented{name}PaletteColorLookupTableData"] = segments
+    found = rgb(write(tmp_path / "a.dcm", np.arange(8, dtype="u1").reshape(1, 8), **wishes))
+    assert found[0, :, 0].tolist() == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert (found == found[..., :1]).all()
+
+
+@pytest.mark.parametrize(("photometric", "reversible"), [("YBR_RCT", True), ("YBR_ICT", False)])
+def test_colour_transformed_by_jpeg_2000(tmp_path: Path, photometric: str, reversible: bool) -> None:
+    y, x = np.mgrid[0:64, 0:64]
+    pixels = np.stack([x * 4, y * 4, 255 - 2 * (x + y)], -1).astype("u1")
+    file = BytesIO()
+    PillowImage.fromarray(pixels).save(file, "JPEG2000", irreversible=not reversible, mct=1, no_jp2=True)
+    path = write(
+        tmp_path / "a.dcm",
+        pixels,
+        JPEG2000Lossless if reversible else JPEG2000,
+        PixelData=encapsulate([file.getvalue()]),
+        PhotometricInterpretation=photometric,
+    )
+    difference = np.abs(rgb(path).astype(int) - pixels)
+    assert difference.max() <= (0 if reversible else 4)
+
+
 def test_baseline_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
     y, x = np.mgrid[0:32, 0:32]
     pixels = np.stack([x * 8, y * 8, x * 4 + y * 4], -1).astype("u1")
@@ -264,6 +295,40 @@ def test_a_length_field_beyond_the_file_asks_for_no_memory(tmp_path: Path) -> No
         assert refused(path)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_frames_deflated_one_by_one(tmp_path: Path) -> None:
+    frames = RNG.integers(0, 2**16, (3, 9, 7)).astype("u2")
+
+    def deflated(raw: bytes) -> bytes:
+        squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        code = squeezer.compress(raw) + squeezer.flush()
+        return code + bytes(len(code) % 2)
+
+    codes = [deflated(frame.tobytes()) for frame in frames]
+    # the second breaks off, the third would go on for ever
+    codes[1], codes[2] = codes[1][:20], deflated(frames[2].tobytes() + bytes(1 << 24))
+    path = write(tmp_path / "a.dcm", frames, JPEG2000Lossless, NumberOfFrames=3, PixelData=encapsulate(codes))
+    syntax = b"1.2.840.10008.1.2.8.1\0"
+    path.write_bytes(path.read_bytes().replace(str(JPEG2000Lossless).encode(), syntax))
+    assert np.array_equal(stored(path, 0), frames[0])
+    assert "cut short" in refused(path, 1)
+    assert np.array_equal(stored(path, 2), frames[2])
+
+
+def test_one_broken_frame_does_not_hide_the_others(tmp_path: Path) -> None:
+    frames = RNG.integers(0, 255, (3, 32, 32)).astype("u1")
+    codes = [bytes(encode_array(frame, photometric_interpretation=2)) for frame in frames]
+    path = write(
+        tmp_path / "a.dcm",
+        frames,
+        JPEG2000Lossless,
+        NumberOfFrames=3,
+        PixelData=encapsulate([codes[0], b"\xff\x4f" + bytes(100), codes[2]]),
+    )
+    assert np.array_equal(stored(path, 0), frames[0])
+    assert refused(path, 1)
+    assert np.array_equal(stored(path, 2), frames[2])
 
 
 def refused(path: Path, frame: int = 0) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -175,6 +176,54 @@ def test_functional_groups_per_frame_before_shared(tmp_path: Path) -> None:
     second = [reference.linear(3 * v, 1000, 1000) for v in values]
     assert picture(path, EACH_ITS_OWN, 0).ravel().tolist() == first
     assert picture(path, EACH_ITS_OWN, 1).ravel().tolist() == second
+
+
+def lut(first: int, bits: int, entries: list[int], **more: Any) -> Dataset:
+    item = Dataset()
+    item.add_new(0x00283002, "US" if first >= 0 else "SS", [len(entries), first, bits])
+    item.add_new(0x00283006, "OW", np.array(entries, "<u2").tobytes())
+    for keyword, value in more.items():
+        setattr(item, keyword, value)
+    return item
+
+
+def test_lookup_tables_of_the_header(tmp_path: Path) -> None:
+    # stored 0..15 -> modality 0, 100 .. 1500 -> VOI, from 300 on: 0, 1023 and between them, 10 bits
+    modality = lut(0, 16, [100 * n for n in range(16)], ModalityLUTType="US")
+    voi = lut(300, 10, [min(n, 1023) for n in range(1001)])
+    pixels = np.arange(16, dtype="u1").reshape(4, 4)
+    path = write(tmp_path / "a.dcm", pixels, ModalityLUTSequence=[modality], VOILUTSequence=[voi])
+    expected = [reference.half_up(Fraction(255 * min(max(100 * n - 300, 0), 1000), 1023)) for n in range(16)]
+    assert picture(path, EACH_ITS_OWN).ravel().tolist() == expected
+    # in XA the Modality LUT leads back to X-ray intensity and is left out
+    wishes: dict[str, Any] = {"Modality": "XA", "WindowCenter": 8, "WindowWidth": 16}
+    xa = write(tmp_path / "b.dcm", pixels, ModalityLUTSequence=[modality], **wishes)
+    assert picture(xa, EACH_ITS_OWN).ravel().tolist() == [reference.linear(n, 8, 16) for n in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("function", "formula"),
+    [
+        ("LINEAR", reference.linear),
+        ("LINEAR_EXACT", reference.linear_exact),
+        ("SIGMOID", reference.sigmoid),
+    ],
+)
+def test_functions_and_padding_of_the_header(
+    tmp_path: Path, function: str, formula: Callable[[int, float, float], int]
+) -> None:
+    values = list(range(-128, 128))
+    path = write(
+        tmp_path / "a.dcm",
+        np.array(values, "i2").reshape(16, 16),
+        WindowCenter=[10, 0],
+        WindowWidth=[101, 1],
+        VOILUTFunction=function,
+        PixelPaddingValue=-128,
+        PixelPaddingRangeLimit=-120,
+    )
+    expected = [0 if v <= -120 else formula(v, 10, 101) for v in values]
+    assert picture(path, EACH_ITS_OWN).ravel().tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,11 @@ def test_only_where_the_header_recommends_it(tmp_path: Path) -> None:
     frames = run_of(0, 100)
     native = angiogram(tmp_path, frames, item(MaskFrameNumbers=[1]), RecommendedViewingMode="NAT")
     assert np.ptp(picture(native, 1)[:, :30]) > 60
+    # SUB with the operation NONE means nothing: all frames share the window that they always had
+    nothing = angiogram(tmp_path, frames, item("NONE", MaskFrameNumbers=[0]))
+    for frame in (0, 1):
+        assert np.array_equal(picture(nothing, frame), picture(nothing, frame, subtraction=False))
+    assert decide_pool([Source(nothing, 0), Source(nothing, 1)]).reason == "header"
 
 
 def test_intensities_are_subtracted_as_logarithms(tmp_path: Path) -> None:
