@@ -12,7 +12,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from dicomfs.attributes import DAMAGE, octets, text
-from dicomfs.deflated import inflated
+from dicomfs.bounded import inflated
 from dicomfs.errors import NotDisplayable
 from dicomfs.recipes import ENCAPSULATED_PDF
 

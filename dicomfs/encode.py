@@ -1,8 +1,10 @@
 """Pictures to complete files, a writer for each format. Deterministic; no patient data. Called by `render`.
 
 Formats of 8 bits carry nothing but pixels and, where it is known, their size, so that a word processor
-inserts an image at true size. JPEG and PNG count whole pixels per inch or metre, which for pixels of
-1 mm is up to 2 % off in JPEG. GIF has no place for it.
+inserts an image at true size: that in the patient (PixelSpacing, ultrasound regions), at the detector
+(ImagerPixelSpacing: magnified like a film) or of the film (NominalScannedPixelSpacing); pixels below 0.01 mm
+or above 10 mm have none. JPEG counts whole pixels per inch, which for pixels of 1 mm is up to 2 % off. GIF
+has no place for it. BMP always has a resolution: 96 per inch when unknown.
 
 Those of 16 bits also carry one line of calibration (`measurement`).
 """

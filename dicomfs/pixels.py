@@ -5,12 +5,11 @@ table that says which stored value each word means (`levels`), so that masking, 
 nothing per pixel. Nothing here knows about windows. Called by `render`.
 """
 
-import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO, FileIO
+from io import SEEK_CUR, SEEK_END, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -34,8 +33,8 @@ from pydicom.uid import (
 )
 
 from dicomfs.attributes import DAMAGE, integer, number, octets, text
+from dicomfs.bounded import inflated, open_file
 from dicomfs.codestream import declared_size, repair_jpeg
-from dicomfs.deflated import inflated
 from dicomfs.errors import NotDisplayable
 
 MAX_PIXELS = 300_000_000
@@ -145,27 +144,6 @@ def open_image(path: Path | BinaryIO, tags: tuple[int, ...] = ()) -> Iterator[Im
     """
     with open_file(path) as file:
         yield _image(file, tags)
-
-
-@contextmanager
-def open_file(path: Path | BinaryIO) -> Iterator[BinaryIO]:
-    """A file for reading, that never asks for more memory than it has bytes; an open one as it is."""
-    if not isinstance(path, Path):
-        yield path
-        return
-    with path.open("rb", buffering=0) as raw, _BoundedReader(raw) as file:
-        yield file
-
-
-class _BoundedReader(BufferedReader):
-    """A file that never asks for more memory than it has bytes, whatever a damaged length field says."""
-
-    def __init__(self, raw: FileIO) -> None:
-        super().__init__(raw)
-        self._size = os.fstat(raw.fileno()).st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(self._size if size is None or size > self._size else size)
 
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:

@@ -21,6 +21,7 @@ import numpy as np
 
 from dicomfs import icc, planes, probes
 from dicomfs.attributes import DAMAGE, text
+from dicomfs.bounded import open_file
 from dicomfs.display import Display
 from dicomfs.document import header_json, pdf
 from dicomfs.encode import Picture, encode, encode_values
@@ -33,7 +34,7 @@ from dicomfs.marks import marked
 from dicomfs.measurement import values
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.notice import notice
-from dicomfs.pixels import Image, colour, open_file, open_image
+from dicomfs.pixels import Image, colour, open_image
 from dicomfs.recipes import FORMATS, Kind, from_pool_policy, policy
 from dicomfs.window import HEADER, RULES_VERSION, decide, fixed, from_header, full, own
 

@@ -12,7 +12,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EncapsulatedCDAStorage, EncapsulatedPDFStorage
 
-from dicomfs import deflated
+from dicomfs import bounded
 from dicomfs.errors import NotDisplayable
 from dicomfs.model import Recipe, Source
 from dicomfs.render import render
@@ -145,7 +145,7 @@ def test_a_deflated_file_reads_like_any_other(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_displayable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deflated, "MAX_INFLATED_BYTES", 8 << 20)
+    monkeypatch.setattr(bounded, "MAX_INFLATED_BYTES", 8 << 20)
     path = bomb(tmp_path / "a.dcm", 64 << 20)
     assert path.stat().st_size < 1 << 18
     for name in ("png", "json", "pdf"):

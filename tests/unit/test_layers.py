@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "model", "recipes", "config"),
     *("naming", "elements", "header"),
-    *("attributes", "grey", "display", "histogram", "window", "codestream", "deflated", "pixels"),
+    *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
@@ -39,7 +39,7 @@ BOTH = {"serve", "cli"}
 CODECS = {"pixels", "codestream"}
 DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
 GREY = {"display", "frames", "grey", "histogram", "measurement", "subtraction", "window"} | DRAWING
-HEADERS = {"attributes", "deflated", "display", "document", "geometry", "header", "icc", "marks", "planes"}
+HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "marks", "planes"}
 HOME = {
     "PIL": DRAWING,
     "cachetools": {"cache", "renditions"},

@@ -1,10 +1,15 @@
-"""Deflated data sets, inflated within bounds: a few bytes can announce gigabytes (PS3.5 A.5).
+"""Files read within bounds: no more memory than there are bytes, no data set that inflates without end.
 
-pydicom inflates whole and without a limit, so it must never see such a file. Called by whoever reads one.
+A few bytes can announce gigabytes, as a length field or deflated (PS3.5 A.5); pydicom believes the first
+and inflates the second whole. Knows nothing of what the data mean. Called by whoever reads an original.
 """
 
+import os
 import zlib
-from io import SEEK_SET, BytesIO
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import SEEK_SET, BufferedReader, BytesIO, FileIO
+from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian
@@ -20,6 +25,27 @@ _MAX_META_BYTES = 1 << 16
 _SYNTAX_TAG = b"\x02\0\x10\0UI"
 _EXPLICIT = b"\x02\0\x10\0UI\x14\x001.2.840.10008.1.2.1\0"
 _PLAIN_META = bytes(_PREAMBLE) + _MAGIC + _GROUP_LENGTH + len(_EXPLICIT).to_bytes(4, "little") + _EXPLICIT
+
+
+@contextmanager
+def open_file(path: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """A file for reading, that never asks for more memory than it has bytes; an open one as it is."""
+    if not isinstance(path, Path):
+        yield path
+        return
+    with path.open("rb", buffering=0) as raw, _BoundedReader(raw) as file:
+        yield file
+
+
+class _BoundedReader(BufferedReader):
+    """A file that never asks for more memory than it has bytes, whatever a damaged length field says."""
+
+    def __init__(self, raw: FileIO) -> None:
+        super().__init__(raw)
+        self._size = os.fstat(raw.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self._size if size is None or size > self._size else size)
 
 
 def inflated(file: BinaryIO) -> BinaryIO:
