@@ -400,7 +400,8 @@ def _connects(host: str, port: int) -> bool:
 
 
 def _is_mounted(mountpoint: Path) -> bool:
-    point = mountpoint.resolve()
+    # Only the parent is looked at: the mount itself may be dead, and then even a stat fails.
+    point = mountpoint.absolute().parent.resolve() / mountpoint.name
     return any(m.point == point and m.type == f"fuse.{mounting.TYPE_NAME}" for m in mounting.mounts())
 
 

@@ -33,6 +33,7 @@ from dicomfs.workers import Workers
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
+MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 TYPE_NAME: Final = "dicomfs"
 RENDITIONS_NAME: Final = "renditions.sqlite3"
 INDEX_NAME: Final = "index.sqlite3"
@@ -54,7 +55,7 @@ def mounts() -> list[Mounted]:
     """Every mount of this process's namespace, the latest last."""
     found = []
     # Bytes: the kernel writes the bytes of a name as they are, and some as octal escapes, one for each.
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in MOUNT_TABLE.read_bytes().splitlines():
         fields, _, rest = line.partition(b" - ")
         point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields.split(b" ")[4])
         found.append(Mounted(Path(os.fsdecode(point)), os.fsdecode(rest.split(b" ")[0])))
