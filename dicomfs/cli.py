@@ -10,13 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _log_to_console(verbose=options.verbose, quiet=options.quiet)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' warnings may quote a data set
     service.end_with_parent(os.environ)
     try:
         settings = load(options.config, os.environ)
@@ -199,28 +201,36 @@ def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
     return replace(settings, scp=replace(settings.scp, **given))
 
 
-def _stop_signal() -> threading.Event:
-    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
-    stop = threading.Event()
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], None]]:
+    """Gives a function that waits for SIGTERM or SIGINT; a second one ends the process at once.
 
-    def remember(number: int, _frame: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
+    Blocked in every thread and taken with sigwait: a handler could be called for a signal that the
+    kernel gave to another thread only when the main thread next wakes up, which it has no reason to.
+    """
+    stops = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
 
-    signal.signal(signal.SIGTERM, remember)
-    signal.signal(signal.SIGINT, remember)
-    return stop
+    def wait() -> None:
+        signal.sigwait(stops)
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield wait
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
-    stop = _stop_signal()
-    with Ingest.open(settings.store) as ingest:
+    with _stop_signals() as wait_for_stop, Ingest.open(settings.store) as ingest:
         limits = scp.Limits(associations=chosen.max_associations)
         server = scp.StorageSCP.start(chosen.host, chosen.port, chosen.aet, ingest, limits=limits)
         log.warning("every sender is accepted: keep this port inside the hospital's network")
         service.notify(service.READY, os.environ)
-        stop.wait()
+        wait_for_stop()
         service.notify(service.STOPPING, os.environ)
         log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
         server.stop(chosen.drain_seconds)

@@ -1,4 +1,4 @@
-"""Pools that grow: whoever reads goes on with the bytes he has, the name gets a new inode, all mounts agree."""
+"""Pools that grow: readers go on with the bytes they have, the name gets a new inode, all mounts agree."""
 
 import contextlib
 import logging
@@ -6,7 +6,6 @@ import mmap
 import os
 import subprocess
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from dicomfs.renditions import Decision, Renditions
 from dicomfs.tree import Entry, Inode, Kind
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, data_set, header, listed, save, tree
-from tests.support import ROOT, command_line, mounted, require_fuse, running, unmount, wait_until
+from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until
 
 QUIET_S = 5.0
 EXAM = Inode(Kind.EXAM, 1, "jpg")
@@ -54,7 +53,7 @@ class Painters:
     seen: list[Source] = field(default_factory=list)
     extra: bytes = b""
 
-    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:
+    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:  # noqa: ARG002  as Workers
         self.decided += 1
         self.seen = list(members)
         window = self.window
@@ -64,7 +63,12 @@ class Painters:
         return window
 
     async def render(
-        self, source: Source, recipe: Recipe, window: PoolWindow | None, *, background: bool = False
+        self,
+        source: Source,
+        recipe: Recipe,  # noqa: ARG002  as Workers
+        window: PoolWindow | None,
+        *,
+        background: bool = False,  # noqa: ARG002  as Workers
     ) -> Rendered:
         self.rendered += 1
         self._busy += 1

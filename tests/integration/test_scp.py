@@ -41,7 +41,8 @@ from dicomfs.errors import (
 )
 from dicomfs.ingest import Ingest
 from dicomfs.model import Outcome, Receipt, Stored
-from dicomfs.scp import Limits, Receiver, StorageSCP, is_storage, preferred
+from dicomfs.negotiation import is_storage, preferred
+from dicomfs.scp import Limits, Receiver, StorageSCP
 from tests.support import Running, command_line, connects, free_port, lacking, require, running, wait_until
 
 CT = "1.2.840.10008.5.1.4.1.1.2"

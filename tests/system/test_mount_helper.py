@@ -39,9 +39,9 @@ def serving(point: Path) -> list[Process]:
 
 
 def mount(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
-    # The process that stays must not hold our pipe open: mount(8) would never see its end either.
+    """What the helper says; ends only when nobody holds its output open any more, as `$(mount …)` does."""
     argv = [*HELPER, *map(str, arguments)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=40)
 
 
 def test_the_mount_answers_when_the_helper_returns(store: Path, mountpoint: Path) -> None:

@@ -14,12 +14,12 @@ ORDER = (
     *("attributes", "grey", "display", "histogram", "window", "codestream", "pixels"),
     *("encode", "notice", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
-    *("scp", "importer"),
+    *("negotiation", "scp", "importer"),
     *("protocol", "worker", "workerprocess", "workers", "cache", "tree", "present", "fuse", "mount"),
     *("samba", "service", "serve"),
     "cli",
 )
-RECEIVE = {"ingest", "scp", "importer"}
+RECEIVE = {"ingest", "negotiation", "scp", "importer"}
 PRESENT = {
     "render",
     "renditions",
@@ -45,7 +45,9 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY,
     "openjpeg": CODECS,
-    "pydicom": {"attributes", "header", "display", "window", "archive", "scp", "probes", "render"} | CODECS,
+    "pydicom": {"attributes", "header", "display", "window", "archive", "negotiation", "scp"}
+    | {"probes", "render"}
+    | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"scp"},
