@@ -74,6 +74,10 @@ class Presenter:
         self._hungry = trio.lowlevel.ParkingLot()
         """Where `_render_ahead` waits for something in the backlog."""
 
+    def render_with(self, workers: Workers) -> None:
+        """Go on with other render processes; the former ones have ended."""
+        self._workers = workers
+
     # On demand
 
     async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:

@@ -730,3 +730,29 @@ def test_listing_reading_importing_and_dying_workers_at_once(store: Store, tmp_p
         assert it.process.poll() is None
         assert "Traceback" not in it.output()
         assert not any(word in it.output() for word in ("Doe", "4711"))
+
+
+def test_workers_that_cannot_start_for_a_while_do_not_end_the_mount(store: Store, tmp_path: Path) -> None:
+    store.take(save(tmp_path / "1", data_set()), save(tmp_path / "2", data_set(SOPInstanceUID="2.25.9")))
+    with store.mounted("formats=jpg+dcm,warm=off,workers=1") as it:
+        shown = store.files("jpg")
+        stop = threading.Event()
+
+        def kill_all() -> None:
+            while not stop.is_set():
+                for pid in workers_of(it.process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_all, daemon=True)
+        killer.start()
+        try:
+            wait_until(
+                lambda: not any(map(readable, shown)) and "another try" in it.output(), "workers given up", 60
+            )
+            assert all(map(readable, store.files("dcm")))
+        finally:
+            stop.set()
+            killer.join()
+        wait_until(lambda: all(map(readable, shown)), "pictures again", 60)
+        assert it.process.poll() is None

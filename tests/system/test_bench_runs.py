@@ -26,4 +26,5 @@ def test_quick_prints_a_ratio_for_every_peer_that_is_here() -> None:
     assert {name for name, _ in ratios} == {"browse", "receive"}
     assert all(float(ratio) > 0 for ratio in ratios.values())
     # A peer that is missing is named, and nothing is made up for it.
-    assert [line[3:] for line in lines if len(line) == 4] == [["Orthanc: not here"]] * 2
+    missing = [line for line in lines if line[-1] == "Orthanc: not here"]
+    assert len(missing) == len([line for line in lines if "storescp" in line[3:4]]) > 0
