@@ -4,19 +4,21 @@ import argparse
 import contextlib
 import json
 import logging
+import logging.handlers
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -24,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dicomfs import __version__, importer, samba, scp, serve, service
 from dicomfs import mount as mounting
-from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
+from dicomfs.config import STORE_VARIABLE, Settings, check_scp, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.index import Index
 from dicomfs.ingest import INDEX_NAME, Ingest
@@ -52,6 +54,9 @@ EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
 }
 
 MOUNT_HELPER_LIMIT_S: Final = 60.0
+SYSLOG_VARIABLE: Final = "DICOMFS_SYSLOG"
+"""Set for a mount that mount(8) leaves behind: there is nobody to read its standard error."""
+SYSLOG_SOCKET: Final = Path("/dev/log")
 
 log = logging.getLogger("dicomfs.cli")
 
@@ -61,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     _log_to_console(verbose=options.verbose, quiet=options.quiet)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' warnings may quote a data set
     service.end_with_parent(os.environ)
     try:
         settings = load(options.config, os.environ)
@@ -90,7 +97,14 @@ def _complain(text: str) -> None:
 def _log_to_console(*, verbose: bool, quiet: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     handler: logging.Handler
-    if sys.stderr.isatty():
+    if SYSLOG_VARIABLE in os.environ and SYSLOG_SOCKET.exists():
+        handler = logging.handlers.SysLogHandler(
+            str(SYSLOG_SOCKET), logging.handlers.SysLogHandler.LOG_DAEMON
+        )
+        handler.setFormatter(
+            logging.Formatter(f"dicomfs[{os.getpid()}]: %(levelname)s %(name)s: %(message)s")
+        )
+    elif sys.stderr.isatty():
         handler = RichHandler(console=Console(stderr=True), show_path=False)
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
     else:
@@ -194,33 +208,41 @@ def _options_text() -> str:
 def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
     names = ("host", "port", "aet", "open", "max_associations", "drain_seconds")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if not 0 <= given.get("port", 1) <= 65535:
-        raise UsageError(f"port {given['port']}: must be from 0 to 65535")
-    return replace(settings, scp=replace(settings.scp, **given))
+    chosen = replace(settings.scp, **given)
+    check_scp(chosen)
+    return replace(settings, scp=chosen)
 
 
-def _stop_signal() -> threading.Event:
-    """Set by SIGTERM or SIGINT; a second one ends the process at once."""
-    stop = threading.Event()
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[Callable[[], None]]:
+    """Gives a function that waits for SIGTERM or SIGINT; a second one ends the process at once.
 
-    def remember(number: int, _frame: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
+    Blocked in every thread and taken with sigwait: a handler could be called for a signal that the
+    kernel gave to another thread only when the main thread next wakes up, which it has no reason to.
+    """
+    stops = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
 
-    signal.signal(signal.SIGTERM, remember)
-    signal.signal(signal.SIGINT, remember)
-    return stop
+    def wait() -> None:
+        signal.sigwait(stops)
+        for number in stops:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    try:
+        yield wait
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
-    stop = _stop_signal()
-    with Ingest.open(settings.store) as ingest:
+    with _stop_signals() as wait_for_stop, Ingest.open(settings.store) as ingest:
         limits = scp.Limits(associations=chosen.max_associations)
         server = scp.StorageSCP.start(chosen.host, chosen.port, chosen.aet, ingest, limits=limits)
         log.warning("every sender is accepted: keep this port inside the hospital's network")
         service.notify(service.READY, os.environ)
-        stop.wait()
+        wait_for_stop()
         service.notify(service.STOPPING, os.environ)
         log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
         server.stop(chosen.drain_seconds)
@@ -264,7 +286,7 @@ class _Tally:
         if result.outcome is not None:
             self._stored[result.outcome.stored] += 1
             for warning in result.outcome.warnings:
-                log.info("%s: %s", result.outcome.sop_instance_uid, warning)
+                log.warning("%s: %s", result.outcome.sop_instance_uid, warning)
         elif result.is_dicom:
             self._refused[result.reason] += 1
             log.warning("refused %s: %s", result.path, result.reason)
@@ -327,6 +349,9 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         if value:
             common += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     receive, host, port = settings.scp, settings.scp.host, settings.scp.port or _free_port()
+    _check_free(host, port)
+    if options.samba_port is not None:
+        _check_free("127.0.0.1", options.samba_port)
     common_scp = ["--open"] if receive.open else []
     address = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104
     parts = [
@@ -375,7 +400,12 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                 log.info("shared as //127.0.0.1:%d/%s", options.samba_port, smbd.share_name)
             service.notify(service.READY, os.environ)
 
-        serve.run(parts, ready)
+        try:
+            serve.run(parts, ready)
+        finally:
+            # A mount process that was killed leaves its mount; the parts that would show it are gone too.
+            if _is_mounted(options.mount):
+                mounting.unmount(options.mount.resolve())
     return OK
 
 
@@ -393,6 +423,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _check_free(host: str, port: int) -> None:
+    """Else whoever listens there already would be taken for our part. Raises UsageError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+
+
 def _connects(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
@@ -400,7 +440,8 @@ def _connects(host: str, port: int) -> bool:
 
 
 def _is_mounted(mountpoint: Path) -> bool:
-    point = mountpoint.resolve()
+    # Only the parent is looked at: the mount itself may be dead, and then even a stat fails.
+    point = mountpoint.absolute().parent.resolve() / mountpoint.name
     return any(m.point == point and m.type == f"fuse.{mounting.TYPE_NAME}" for m in mounting.mounts())
 
 
@@ -484,10 +525,27 @@ def mount_helper(arguments: Sequence[str] | None = None) -> int:
     argv = [sys.executable, "-m", "dicomfs.cli", "mount", "--store", str(options.store)]
     argv += [str(options.mountpoint), *(x for o in options.options for x in ("-o", o))]
     # The mount outlives mount(8): a session of its own, and no terminal.
-    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True)
+    # It logs to syslog; what else it says goes to us until it answers, so `$(mount ...)` does not wait.
+    quiet = {**os.environ, SYSLOG_VARIABLE: "1"}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [*argv, "--quiet"] if not SYSLOG_SOCKET.exists() else argv,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            env=quiet,
+            start_new_session=True,
+        )
+        code = _when_mounted(process, options.mountpoint)
+        said.seek(0)
+        sys.stderr.write(said.read().decode(errors="replace"))
+    return code
+
+
+def _when_mounted(process: "subprocess.Popen[bytes]", mountpoint: Path) -> int:
     deadline = time.monotonic() + MOUNT_HELPER_LIMIT_S
     while process.poll() is None and time.monotonic() < deadline:
-        if _is_mounted(options.mountpoint):
+        if _is_mounted(mountpoint):
             return OK
         time.sleep(0.05)
     if process.poll() is None:

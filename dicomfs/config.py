@@ -154,6 +154,15 @@ class ScpOptions:
     drain_seconds: int = 30
 
 
+def check_scp(options: ScpOptions) -> None:
+    """Raises UsageError when a number is out of its range."""
+    ranges = {"port": (0, 65535), "max_associations": (1, 10_000), "drain_seconds": (0, 86_400)}
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if not low <= value <= high:
+            raise UsageError(f"{name.replace('_', '-')} {value}: must be from {low} to {high}")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The configuration file: where the store is, how to receive, how to mount."""
@@ -184,6 +193,9 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
 
 def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
     _only_known(tables, ("store", "scp", "mount"), f"{path}")
+    for name in ("scp", "mount"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise UsageError(f"{path}: '{name}' must be a table: [{name}]")
     scp = tables.get("scp", {})
     defaults = ScpOptions()
     _only_known(scp, [item.name for item in fields(ScpOptions)], f"{path} [scp]")
@@ -191,6 +203,10 @@ def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
         wanted = type(getattr(defaults, name))
         if type(value) is not wanted:
             raise UsageError(f"{path} [scp]: '{name}' needs a {wanted.__name__}, not {value!r}")
+    try:
+        check_scp(replace(defaults, **scp))
+    except UsageError as error:
+        raise UsageError(f"{path} [scp]: {error}") from None
     options = MountOptions()
     for name, value in tables.get("mount", {}).items():
         if isinstance(value, list):
@@ -199,7 +215,10 @@ def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
             text = "on" if value else "off"
         else:
             text = str(value)
-        options = _with_option(options, name, text)
+        try:
+            options = _with_option(options, name, text)
+        except UsageError as error:
+            raise UsageError(f"{path} [mount]: {error}") from None
     store = tables.get("store", str(DEFAULT_STORE))
     if not isinstance(store, str):
         raise UsageError(f"{path}: 'store' needs a path in quotes")

@@ -306,7 +306,8 @@ class Door(pyfuse3.Operations):
         real = self._tree.real_name(self._inode(inode), wanted)
         if real is None:
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
-        return real.encode()
+        # smbd (4.17) takes the answer for a C string and reads on after it, into whatever lies there.
+        return real.encode() + b"\0"
 
     async def listxattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext

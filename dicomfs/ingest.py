@@ -99,8 +99,8 @@ class Ingest:
                 if keep_refused:
                     kept = self.archive.keep_aside(spool, str(error), QUARANTINE_LIMIT)
                     log.warning(
-                        "refused SOP instance %s: %s; %s",
-                        receipt.sop_instance_uid or "(no UID)",
+                        "refused SOP instance '%s': %s; %s",
+                        _plain(receipt.sop_instance_uid or ""),
                         error,
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
@@ -121,7 +121,7 @@ class Ingest:
             (receipt.sop_instance_uid, header.sop_instance_uid, "SOP Instance UID"),
         ):
             if announced is not None and announced != found:
-                raise IdentityMismatch(f"{what} was announced as {announced}, the data set says {found}")
+                raise IdentityMismatch(f"{what} announced as {_plain(announced)}, the data set says {found}")
         return header
 
     def close(self) -> None:
@@ -211,6 +211,11 @@ class Ingest:
         stored = Stored.OTHER_VERSION if warnings else Stored.NEW
         warnings += [f"has no {keyword}: one was derived" for keyword in header.derived_uids]
         return Outcome(stored, uid, tuple(warnings))
+
+
+def _plain(uid: str) -> str:
+    """A UID as a peer sent it, fit for one line of a log: it may be anything, even a name."""
+    return "".join(c if c in "0123456789." else "?" for c in uid)[:128]
 
 
 @contextmanager

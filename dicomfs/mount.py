@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +23,7 @@ import trio
 from dicomfs.archive import Archive
 from dicomfs.cache import Cache
 from dicomfs.config import MountOptions
-from dicomfs.errors import DicomfsError, MountRefused
+from dicomfs.errors import DicomfsError, MountRefused, WorkerStartFailed
 from dicomfs.fuse import Door
 from dicomfs.index import Index
 from dicomfs.model import Recipe
@@ -33,9 +34,12 @@ from dicomfs.workers import Workers
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
+MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 TYPE_NAME: Final = "dicomfs"
 RENDITIONS_NAME: Final = "renditions.sqlite3"
 INDEX_NAME: Final = "index.sqlite3"
+RESTART_S: Final = 5.0
+"""Pause before render processes that do not start are tried again."""
 MOST_REQUESTS: Final = 1000
 """Requests that may wait for a render at once; beyond that even a lookup would wait."""
 
@@ -54,7 +58,7 @@ def mounts() -> list[Mounted]:
     """Every mount of this process's namespace, the latest last."""
     found = []
     # Bytes: the kernel writes the bytes of a name as they are, and some as octal escapes, one for each.
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in MOUNT_TABLE.read_bytes().splitlines():
         fields, _, rest = line.partition(b" - ")
         point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields.split(b" ")[4])
         found.append(Mounted(Path(os.fsdecode(point)), os.fsdecode(rest.split(b" ")[0])))
@@ -173,29 +177,77 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
     index = Index(store / INDEX_NAME)
     renditions = Renditions(store / RENDITIONS_NAME, index.store_id)
     processes = options.workers or os.cpu_count() or 1
-    workers = Workers(processes, options.memory, options.time_limit)
+    make = partial(Workers, processes, options.memory, options.time_limit)
+    rendering = _Rendering(make)
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(workers.run)
+            await nursery.start(rendering.keep)
             recipes = {}
             for name in options.formats:
                 if name != STORED:
                     recipe = Recipe(name, quality=options.quality)
-                    recipes[name] = (recipe, await workers.probe(recipe))
+                    recipes[name] = (recipe, await rendering.workers.probe(recipe))
             tree = Tree(
                 index, Archive(store), renditions, recipes, formats=options.formats, frames=options.frames
             )
             cache: Cache[Key, bytes] = Cache(options.cache, len)
             presenter = Presenter(
-                tree, index, renditions, workers, cache, warm=options.warm, ahead_tasks=processes
+                tree,
+                index,
+                renditions,
+                rendering.workers,
+                cache,
+                warm=options.warm,
+                ahead_tasks=max(processes - 1, 1),
             )
+            rendering.renewed = presenter.render_with
             door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
             await _session(door, presenter, mountpoint, options, ready)
-            log.info("unmounted; cache: %s; workers: %s", cache.statistics(), workers.statistics())
+            log.info("unmounted; cache: %s; workers: %s", cache.statistics(), rendering.workers.statistics())
             nursery.cancel_scope.cancel()
     finally:
         renditions.close()
         index.close()
+
+
+class _Rendering:
+    """Render processes for as long as the mount lives.
+
+    When they cannot be started at all, there is no mount. When that happens later (memory is short, a
+    library is being updated), names and stored files stay, pictures are EIO, and it is tried again.
+    """
+
+    def __init__(self, make: Callable[[], Workers]) -> None:
+        self._make = make
+        self.workers = make()
+        self.renewed: Callable[[Workers], None] = lambda _: None
+
+    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run until cancelled. Raises WorkerStartFailed when the very first cannot start."""
+        once = _Once(task_status)
+        while True:
+            try:
+                await self.workers.run(task_status=once)
+            except WorkerStartFailed as error:
+                if not once.passed:
+                    raise
+                log.error("no pictures for %g s, then another try: %s", RESTART_S, error)  # noqa: TRY400
+            await trio.sleep(RESTART_S)
+            self.workers = self._make()
+            self.renewed(self.workers)
+
+
+@dataclass(slots=True)
+class _Once:
+    """Passes the first `started` on; there may be more."""
+
+    status: trio.TaskStatus[None]
+    passed: bool = False
+
+    def started(self, value: None = None) -> None:
+        if not self.passed:
+            self.passed = True
+            self.status.started(value)
 
 
 async def _session(

@@ -74,6 +74,10 @@ class Presenter:
         self._hungry = trio.lowlevel.ParkingLot()
         """Where `_render_ahead` waits for something in the backlog."""
 
+    def render_with(self, workers: Workers) -> None:
+        """Go on with other render processes; the former ones have ended."""
+        self._workers = workers
+
     # On demand
 
     async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
@@ -275,9 +279,8 @@ class Presenter:
                     self._renditions.extend(pool, policy, latest, through)
                 elif latest < LAST_VERSION:
                     self._renditions.decide(pool, policy, Decision(latest + 1, through, window))
-                    latest += 1
             # Another mount may have decided it first: what this kernel remembers is old all the same.
-            changed = changed or latest > 1
+            changed = changed or self._renditions.version(pool, policy) > 1
         members = list(self.tree.members(pool))
         if self._warm:
             self._enqueue(entry for _, entry in members)

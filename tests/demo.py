@@ -140,8 +140,11 @@ class Demo:
             self._fetch_one(listing)
             self._fetch_all(listing)
             if not self.once:
-                self._invite()
-                stay(server)
+                # Ctrl-C is how this ends; `dicomfs serve` should not end before it.
+                with suppress(KeyboardInterrupt):
+                    self._invite()
+                    server.process.wait()
+                print(flush=True)
 
     @contextmanager
     def _served(self, argv: Sequence[str], log: Path) -> Iterator[Running]:
@@ -272,11 +275,13 @@ class Demo:
             for path in files:
                 dimensions(path)
             megabytes = sum(path.stat().st_size for path in files) / 1e6
-            said.append(f"{len(files)} files, {megabytes:.1f} MB, all open as images")
+            if not files:
+                raise DemoFailed(f"smbclient said:\n{got.stdout}{got.stderr}")
             if wrong:
                 raise DemoFailed(f"other sizes than listed: {', '.join(wrong[:3])}")
             if len(files) != sum(len(names) for names in listing.values()):
                 raise DemoFailed(f"not all came; smbclient said:\n{got.stdout}{got.stderr}")
+            said.append(f"{len(files)} files, {megabytes:.1f} MB, all open as images")
 
     def _invite(self) -> None:
         host = socket.gethostname()
@@ -370,13 +375,6 @@ def processes_about(text: str) -> list[int]:
             ):
                 found.append(int(path.name))
     return found
-
-
-def stay(server: Running) -> None:
-    """Until Ctrl-C, or until `dicomfs serve` ends, which it should not."""
-    with suppress(KeyboardInterrupt):
-        server.process.wait()
-    print(flush=True)
 
 
 def main() -> int:

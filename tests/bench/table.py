@@ -21,7 +21,7 @@ class Scale:
 
     images: int = 400
     pictures: int = 2000
-    rounds: int = 5
+    rounds: int = 3
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 

@@ -56,6 +56,7 @@ def test_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert before == [(p, p.stat().st_ino, p.stat().st_mtime_ns) for p in originals(tmp_path / "s")]
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_a_damaged_original_is_repaired_with_its_old_number(tmp_path: Path) -> None:
     store = tmp_path / "s"
     for name in ("MR_small.dcm", "CT_small.dcm"):
@@ -129,6 +130,7 @@ def test_edited_file_meta_does_not_matter(tmp_path: Path) -> None:
     assert dcmread(stored).file_meta.MediaStorageSOPInstanceUID == data_set.SOPInstanceUID
 
 
+@pytest.mark.usefixtures("expected_warnings")
 def test_the_same_uids_with_other_bytes_keep_both_and_show_the_first(tmp_path: Path) -> None:
     store = tmp_path / "s"
     data_set = dcmread(sample("CT_small.dcm"))

@@ -41,7 +41,8 @@ from dicomfs.errors import (
 )
 from dicomfs.ingest import Ingest
 from dicomfs.model import Outcome, Receipt, Stored
-from dicomfs.scp import Limits, Receiver, StorageSCP, is_storage, preferred
+from dicomfs.negotiation import is_storage, preferred
+from dicomfs.scp import Limits, Receiver, StorageSCP
 from tests.support import Running, command_line, connects, free_port, lacking, require, running, wait_until
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -1112,7 +1113,7 @@ def test_sigterm_drains_and_ends_well(service: Service, tmp_path: Path) -> None:
         wire.send_command(0, MR, sent.sop_uid)
         wire.send_pdv(0, DATA, sent.data_set[:300])
         service.program.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: refused(service.port), "the refusal of new senders")
+        service.program.wait_until(lambda: refused(service.port), "the refusal of new senders")
         assert service.program.process.poll() is None
         wire.send_pdv(0, DATA | LAST, sent.data_set[300:])
         assert wire.read_response()[0x0900] == b"\0\0"

@@ -106,8 +106,8 @@ def storescu(port: int, *files: Path) -> subprocess.CompletedProcess[str]:
 
 
 def dcmsend(port: int, *files: Path) -> subprocess.CompletedProcess[str]:
-    """Send files of any transfer syntax."""
-    argv = [require("dcmsend"), "-v", "--no-uid-checks", "-aec", "DICOMFS", LOCALHOST, str(port)]
+    """Send files of any transfer syntax, each in its own."""
+    argv = [require("dcmsend"), "-v", "--decompress-never", "-aec", "DICOMFS", LOCALHOST, str(port)]
     return _sent([*argv, *map(str, files)])
 
 

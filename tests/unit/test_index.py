@@ -35,7 +35,7 @@ def images(index: Index) -> list[tuple[str, int, int, str]]:
     for patient in index.patient_page(0, 100, pictures=True):
         for exam in index.exam_page(patient.id, 0, 100, pictures=True):
             for row in index.image_page(exam.id, 0, 100, pictures=True):
-                found.append((row.label, row.series_number, row.number, row.suffix))
+                found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
 
@@ -210,12 +210,17 @@ def test_rollback_gives_the_number_again(index: Index) -> None:
 
 def test_failed_commit_leaves_no_transaction_behind(index: Index) -> None:
     add(index, header())
-    for _ in range(2):
-        # A deferred constraint is the one thing that lets a healthy SQLite refuse at COMMIT.
-        with pytest.raises(StoreUnavailable), index.write() as writer:
+
+    def refused_at_commit() -> None:
+        # A deferred constraint is the one thing that lets a healthy SQLite refuse so late.
+        with index.write() as writer:
             writer.next_sequence()
             writer._connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
             writer._connection.exec_driver_sql("UPDATE instances SET series = 999")
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            refused_at_commit()
     assert add(index, header(sop_instance_uid="2.25.4")) == [2]
 
 

@@ -15,12 +15,12 @@ ORDER = (
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
-    *("scp", "importer"),
+    *("negotiation", "scp", "importer"),
     *("protocol", "worker", "workerprocess", "workers", "cache", "tree", "present", "fuse", "mount"),
     *("samba", "service", "serve"),
     "cli",
 )
-RECEIVE = {"ingest", "scp", "importer"}
+RECEIVE = {"ingest", "negotiation", "scp", "importer"}
 PRESENT = {
     "render",
     "renditions",
@@ -48,7 +48,7 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY,
     "openjpeg": CODECS,
-    "pydicom": {"archive", "scp", "subtraction", "probes", "render"} | HEADERS | CODECS,
+    "pydicom": {"archive", "negotiation", "scp", "subtraction", "probes", "render"} | HEADERS | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"scp"},

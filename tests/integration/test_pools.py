@@ -1,0 +1,544 @@
+"""Pools that grow: readers go on with the bytes they have, the name gets a new inode, all mounts agree."""
+
+import contextlib
+import logging
+import mmap
+import os
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+from PIL import Image
+
+from dicomfs.archive import Archive
+from dicomfs.cache import Cache
+from dicomfs.errors import RenderFailed, StoreUnavailable
+from dicomfs.fuse import Door
+from dicomfs.index import Index
+from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.present import Presenter
+from dicomfs.renditions import Decision, Renditions
+from dicomfs.tree import Entry, Inode, Kind
+from dicomfs.workers import Rendered, Workers
+from tests.made import add, data_set, header, listed, save, tree
+from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until
+
+QUIET_S = 5.0
+EXAM = Inode(Kind.EXAM, 1, "jpg")
+
+
+# In-process, on a clock that jumps: the presenter with workers that are quick and countable.
+
+
+@dataclass(eq=False)
+class Painters:
+    """Render workers without processes: a picture says which window it was made with."""
+
+    window: PoolWindow
+    decided: int = 0
+    rendered: int = 0
+    most: int = 0
+    """Most pictures that were painted at once."""
+    _busy: int = 0
+    trouble: Exception | None = None
+    seen: list[Source] = field(default_factory=list)
+    extra: bytes = b""
+
+    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:  # noqa: ARG002  as Workers
+        self.decided += 1
+        self.seen = list(members)
+        window = self.window
+        await trio.sleep(0.01)
+        if self.trouble:
+            raise self.trouble
+        return window
+
+    async def render(
+        self,
+        source: Source,
+        recipe: Recipe,  # noqa: ARG002  as Workers
+        window: PoolWindow | None,
+        *,
+        background: bool = False,  # noqa: ARG002  as Workers
+    ) -> Rendered:
+        self.rendered += 1
+        self._busy += 1
+        self.most = max(self.most, self._busy)
+        await trio.sleep(0.01)
+        self._busy -= 1
+        if self.trouble:
+            raise self.trouble
+        return Rendered(f"{source.path.name} {source.frame} {window}".encode() + self.extra, None)
+
+    def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
+        pass
+
+
+@dataclass(eq=False)
+class Shown:
+    """One presenter over a store, followed in the background."""
+
+    presenter: Presenter
+    index: Index
+    renditions: Renditions
+    painters: Painters
+    changed: list[tuple[Inode, str]]
+
+    def entries(self) -> list[Entry]:
+        return listed(self.presenter.tree, EXAM)
+
+
+def window(high: float) -> PoolWindow:
+    return PoolWindow(0.0, high, "test")
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Index]:
+    """The receiver's connection to the index."""
+    opened = Index(tmp_path / "index.sqlite3", create=True)
+    yield opened
+    opened.close()
+
+
+def take(folder: Path, writer: Index, *numbers: int, pool: str = "p") -> None:
+    """Receive images of one pool; their originals are empty files."""
+    for number in numbers:
+        add(writer, header(sop_instance_uid=f"2.25.9{number}", instance_number=number, pool=pool))
+        row = writer.image(writer.last_sequence())
+        assert row is not None
+        path = Archive(folder).path(row.hash)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@asynccontextmanager
+async def showing(
+    folder: Path, high: float = 100.0, *, warm: bool = False, ahead_tasks: int = 1, follow: bool = True
+) -> AsyncIterator[Shown]:
+    index = Index(folder / "index.sqlite3")
+    view, renditions = tree(folder, index)
+    painters = Painters(window(high))
+    changed: list[tuple[Inode, str]] = []
+    presenter = Presenter(
+        view,
+        index,
+        renditions,
+        cast("Workers", painters),
+        Cache(1 << 20, len),
+        warm=warm,
+        quiet_s=QUIET_S,
+        ahead_tasks=ahead_tasks,
+    )
+    try:
+        async with trio.open_nursery() as nursery:
+            if follow:
+                nursery.start_soon(presenter.follow, changed.extend)
+            await trio.sleep(1)  # the clock jumps: the first look at the index is done
+            yield Shown(presenter, index, renditions, painters, changed)
+            nursery.cancel_scope.cancel()
+    finally:
+        renditions.close()
+        index.close()
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, *range(1, 21))
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
+            for entry in shown.entries() * 3:
+                nursery.start_soon(shown.presenter.contents, entry.inode)
+            await trio.sleep(60)
+            assert shown.painters.decided == 1
+            assert shown.painters.rendered == 20
+            assert len(shown.painters.seen) == 20
+
+    run(scenario)
+
+
+def test_one_failed_decision_answers_all_who_wait(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, *range(1, 21))
+    failed = []
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            shown.painters.trouble = RenderFailed("took too long")
+
+            async def ask(entry: Entry) -> None:
+                with pytest.raises(RenderFailed):
+                    await shown.presenter.contents(entry.inode)
+                failed.append(entry)
+
+            async with trio.open_nursery() as nursery:
+                for entry in shown.entries():
+                    nursery.start_soon(ask, entry)
+            assert shown.painters.decided == 1  # not one time-out after the other
+            assert len(failed) == 20
+            assert shown.renditions.version("1:p", "auto") == 0
+
+    run(scenario)
+
+
+def test_grown_pool_is_decided_anew_when_it_is_quiet(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            (before, _) = shown.entries()
+            old = await shown.presenter.contents(before.inode)
+            size = await shown.presenter.size(before.inode)
+            shown.painters.window = window(200.0)
+            for number in range(3, 9):
+                take(tmp_path, writer, number)
+                await trio.sleep(QUIET_S - 1)
+                assert shown.painters.decided == 1  # it is still growing
+                assert {entry.inode.version for entry in shown.entries()} == {1}
+            await trio.sleep(QUIET_S)
+            assert shown.painters.decided == 2
+            after, *_ = entries = shown.entries()
+            assert {entry.inode.version for entry in entries} == {2}
+            assert sorted(shown.changed) == sorted((EXAM, entry.name) for entry in entries)
+            new = await shown.presenter.contents(after.inode)
+            assert after.modified > before.modified
+            assert new is not None
+            assert b"200.0" in new
+            # Whoever holds the old inode goes on with the old bytes, size and time.
+            assert await shown.presenter.contents(before.inode) == old
+            assert shown.presenter.tree.entry(before.inode) == Entry(
+                before.name, before.inode, False, size, before.modified
+            )
+            await trio.sleep(10 * QUIET_S)
+            assert shown.painters.decided == 2
+
+    run(scenario)
+
+
+def test_same_window_again_changes_nothing(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            (before,) = shown.entries()
+            await shown.presenter.contents(before.inode)
+            take(tmp_path, writer, 2)
+            await trio.sleep(3 * QUIET_S)
+            assert shown.painters.decided == 2
+            assert shown.entries()[0].inode == before.inode
+            assert not shown.changed
+            recorded = shown.renditions.decision("1:p", "auto", 1)
+            assert recorded is not None
+            assert recorded.through == 2
+
+    run(scenario)
+
+
+def test_growth_while_no_mount_ran_is_seen_by_the_next(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            await shown.presenter.contents(shown.entries()[0].inode)
+            await trio.sleep(3 * QUIET_S)
+        take(tmp_path, writer, 2)
+        async with showing(tmp_path, 200.0) as shown:
+            await trio.sleep(3 * QUIET_S)
+            assert shown.painters.decided == 1
+            assert {entry.inode.version for entry in shown.entries()} == {2}
+            await trio.sleep(QUIET_S)
+        async with showing(tmp_path, 300.0) as shown:
+            await trio.sleep(3 * QUIET_S)
+            assert shown.painters.decided == 0  # all of it has been seen
+
+    run(scenario)
+
+
+def test_mount_stopped_within_the_quiet_period(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            await shown.presenter.contents(shown.entries()[0].inode)
+            take(tmp_path, writer, 2)
+            await trio.sleep(1)
+        async with showing(tmp_path, 200.0) as shown:
+            await trio.sleep(3 * QUIET_S)
+            assert {entry.inode.version for entry in shown.entries()} == {2}
+
+    run(scenario)
+
+
+def test_two_mounts_agree_on_who_was_first(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+
+    async def scenario() -> None:
+        async with showing(tmp_path, 100.0) as first, showing(tmp_path, 200.0) as second:
+            for turn in range(3):
+                # Two decoders that disagree: the first decision on record counts for both.
+                first.painters.window = window(turn * 1000 + 100)
+                second.painters.window = window(turn * 1000 + 200)
+                take(tmp_path, writer, turn + 2)
+                await trio.sleep(3 * QUIET_S)
+                pictures: list[bytes | None] = []
+
+                async def look(shown: Shown) -> None:
+                    pictures.append(await shown.presenter.contents(shown.entries()[0].inode))  # noqa: B023
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(look, first)
+                    nursery.start_soon(look, second)
+                assert pictures[0] == pictures[1]
+                assert first.entries() == second.entries()
+                assert {entry.inode.version for entry in first.entries()} == {turn + 1}
+            # Each kernel was told, whichever of the two decided.
+            assert first.changed == second.changed
+            assert first.changed
+
+    run(scenario)
+
+
+def test_lost_original_does_not_take_the_pool_with_it(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2)
+    row = writer.image(1)
+    assert row is not None
+    Archive(tmp_path).path(row.hash).unlink()
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            assert await shown.presenter.contents(shown.entries()[1].inode)
+            assert len(shown.painters.seen) == 1
+
+    run(scenario)
+
+
+def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, writer: Index) -> None:
+    add(writer, header(pool="p"))
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            with pytest.raises(RenderFailed):
+                await shown.presenter.contents(shown.entries()[0].inode)
+            assert shown.renditions.version("1:p", "auto") == 0
+
+    run(scenario)
+
+
+# Rendering ahead
+
+
+def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, writer: Index) -> None:
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, ahead_tasks=3) as shown:
+            take(tmp_path, writer, *range(1, 11), pool="")
+            await trio.sleep(2)
+            assert shown.painters.rendered == 10
+            assert shown.painters.most == 3
+            assert None not in [entry.size for entry in shown.entries()]
+            take(tmp_path, writer, *range(11, 21))  # a pool, that is decided when all of it is there
+            await trio.sleep(3 * QUIET_S)
+            assert shown.painters.rendered == 20
+            assert shown.painters.decided == 1
+            assert None not in [entry.size for entry in shown.entries()]
+
+    run(scenario)
+
+
+def test_trouble_with_the_store_does_not_end_the_mount(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
+) -> None:
+    take(tmp_path, writer, 1)
+
+    def locked(*_: object) -> None:
+        raise StoreUnavailable("locked")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True) as shown:
+            await shown.presenter.contents(shown.entries()[0].inode)
+            for kind, name in (
+                (Index, "data_version"),
+                (Index, "arrivals"),
+                (Index, "image"),
+                (Index, "pool_through"),
+                (Renditions, "size"),
+                (Renditions, "versions"),
+                (Renditions, "note_followed"),
+            ):
+                before = len(writer.arrivals(0, 1000))
+                with monkeypatch.context() as broken:
+                    take(tmp_path, writer, 2 * before, pool="")
+                    take(tmp_path, writer, 2 * before + 1)
+                    broken.setattr(kind, name, locked)
+                    await trio.sleep(3 * QUIET_S)
+                await trio.sleep(3 * QUIET_S)
+                # Nothing that came meanwhile is missed.
+                assert shown.renditions.followed("auto") == writer.last_sequence()
+                recorded = shown.renditions.decision("1:p", "auto", 1)
+                assert recorded is not None
+                assert recorded.through == writer.last_sequence()
+            # One line for each trouble, not one for each look.
+            assert len(expected_warnings) < 30
+
+    run(scenario)
+
+
+# Sizes
+
+
+def test_render_of_another_length_fails_once_and_announces_anew(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, pool="")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, follow=False) as shown:
+            (entry,) = shown.entries()
+            told = await shown.presenter.size(entry.inode)
+        async with showing(tmp_path, follow=False) as shown:
+            shown.painters.extra = b"more"
+            assert await shown.presenter.size(entry.inode) == told
+            with pytest.raises(RenderFailed, match="announced anew"):
+                await shown.presenter.contents(entry.inode)
+            new = await shown.presenter.size(entry.inode)
+            data = await shown.presenter.contents(entry.inode)
+            assert data is not None
+            assert len(data) == new != told
+
+    run(scenario)
+
+
+def test_listing_under_way_forgets_old_versions(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(tmp_path, writer, *range(1, 8))
+    replied: list[tuple[str, int]] = []
+    monkeypatch.setattr(pyfuse3, "invalidate_entry_async", lambda *_, **__: None)
+
+    def reply(token: list[int], name: bytes, attr: pyfuse3.EntryAttributes, cookie: int) -> bool:
+        if not token[0]:
+            return False
+        token[0] -= 1
+        replied.append((name.decode(), attr.st_ino))
+        token.append(cookie)
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+
+    async def scenario() -> None:
+        async with showing(tmp_path, follow=False) as shown:
+            door = Door(shown.presenter, uid=0, gid=0, umask=0)
+            nobody = cast("pyfuse3.RequestContext", None)
+            handle = await door.opendir(pyfuse3.InodeT(EXAM.number), nobody)
+
+            async def read(start: int, room: int) -> int:
+                token = [room]
+                await door.readdir(handle, start, cast("pyfuse3.ReaddirToken", token))
+                return token[-1]
+
+            cookie = await read(0, 3)
+            for version in (1, 2):
+                shown.renditions.decide("1:p", "auto", Decision(version, 7, window(version)))
+            door.changed([(EXAM, entry.name) for entry in shown.entries()])
+            await read(cookie, 100)
+        versions = [inode.version for _, number in replied if (inode := Inode.of(number))]
+        assert versions == [1, 1, 1, 2, 2, 2, 2]
+        assert len({name for name, _ in replied}) == 7
+
+    run(scenario)
+
+
+# Through the kernel
+
+
+def slice_of_cine(folder: Path, number: int, brightness: int) -> Path:
+    noise = np.random.default_rng(number).integers(0, brightness, (96, 80), np.uint16)
+    return save(
+        folder / f"{number}.dcm",
+        data_set(SOPInstanceUID=f"2.25.5{number}", InstanceNumber=number, pixels=noise),
+    )
+
+
+@contextlib.contextmanager
+def mount(store: Path, point: Path) -> Iterator[None]:
+    point.mkdir()
+    argv = command_line("mount", "--store", store, point, "-o", "formats=jpg")
+    with running(argv, point.with_suffix(".log"), lambda: mounted(point), "the mount", mountpoint=point):
+        yield
+
+
+def bring_in(store: Path, *files: Path) -> None:
+    subprocess.run(
+        command_line("import", "--store", store, *files), check=True, capture_output=True, cwd=ROOT
+    )
+
+
+def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
+    require_fuse()
+    store, points = tmp_path / "store", [tmp_path / "mnt1", tmp_path / "mnt2"]
+    bring_in(store, *(slice_of_cine(tmp_path, number, 500) for number in (1, 2)))
+    stop = threading.Event()
+    trouble: list[str] = []
+    reads: set[tuple[int, int]] = set()
+
+    def read_on(path: Path) -> None:
+        while not stop.wait(0.01):
+            try:
+                with path.open("rb") as file:
+                    info = os.fstat(file.fileno())
+                    content = file.read()
+                if len(content) != info.st_size or not content.endswith(b"\xff\xd9"):
+                    trouble.append(f"{len(content)} bytes read, {info.st_size} announced")
+                reads.add((info.st_ino, info.st_size))
+            except OSError as error:
+                trouble.append(str(error))
+
+    with mount(store, points[0]), mount(store, points[1]):
+        names = [point / "Doe Jane" / "2024-01-31" / "cine_5_1.jpg" for point in points]
+        old = names[0].read_bytes()
+        assert names[1].read_bytes() == old
+        before = names[0].stat()
+        with names[0].open("rb") as held, mmap.mmap(held.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            assert bytes(mapped) == old  # cached by the kernel now
+            readers = [threading.Thread(target=read_on, args=(name,), daemon=True) for name in names]
+            for reader in readers:
+                reader.start()
+            try:
+                bring_in(store, *(slice_of_cine(tmp_path, number, 4000) for number in range(3, 9)))
+                for name in names:
+                    wait_until(lambda name=name: name.stat().st_ino != before.st_ino, "a new inode", 40)  # type: ignore[misc]
+            finally:
+                stop.set()
+                for reader in readers:
+                    reader.join(30)
+            assert not any(reader.is_alive() for reader in readers)
+            held.seek(0)
+            assert held.read() == bytes(mapped) == old
+            assert os.fstat(held.fileno()).st_size == len(old)
+        after = names[0].stat()
+        assert after.st_mtime > before.st_mtime
+        new = names[0].read_bytes()
+        assert new != old
+        assert len(new) == after.st_size
+        with Image.open(names[0]) as picture:
+            picture.load()
+        # Both mounts show the same, name by name.
+        shown = [
+            {
+                path.name: (path.stat().st_ino, path.stat().st_mtime, path.read_bytes())
+                for path in name.parent.iterdir()
+            }
+            for name in names
+        ]
+        assert shown[0] == shown[1]
+        assert len(shown[0]) == 8
+        assert not trouble
+        assert len(dict(reads)) == len(reads) == 2  # each inode has one size, and both were seen
