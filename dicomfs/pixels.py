@@ -27,6 +27,8 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
     RLELossless,
@@ -61,6 +63,11 @@ _NATIVE = (
     ExplicitVRLittleEndian,
     ExplicitVRBigEndian,
 )
+_SAME_CODE = {
+    # retired JPEG processes, progressive ones among them (PS3.5-2001 A.4.1): the codestream says which it is
+    **{UID(f"1.2.840.10008.1.2.4.{process}"): JPEGExtended12Bit for process in (52, 53, 54, 55, 56)},
+    UID("1.2.840.10008.1.2.4.58"): JPEGLossless,
+}
 _PLUGINS = {
     # the order is fixed, so that bytes never depend on which other decoders happen to be installed
     JPEGBaseline8Bit: ("pylibjpeg", "pillow"),
@@ -173,6 +180,7 @@ def _describe(ds: Dataset, file: BinaryIO, syntax: UID, place: _Place) -> Image:
         implicit, little = ds.original_encoding
         explicit = ExplicitVRLittleEndian if little is not False else ExplicitVRBigEndian
         syntax = ImplicitVRLittleEndian if implicit else explicit
+    syntax = _SAME_CODE.get(syntax, syntax)
     rows, columns = integer(ds, 0x00280010, 0), integer(ds, 0x00280011, 0)
     if not rows or not columns:
         raise NotDisplayable("It does not say how many rows and columns the image has.")

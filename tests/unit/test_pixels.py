@@ -245,6 +245,17 @@ def test_the_last_coefficient_of_a_sequential_scan_is_repaired(tmp_path: Path) -
     assert np.array_equal(stored(tmp_path / "a.dcm"), stored(wheel("JPGExtended.dcm")))
 
 
+def test_a_progressive_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
+    y, x = np.mgrid[0:32, 0:32]
+    pixels = (x * 4 + y * 3).astype("u1")
+    file = BytesIO()
+    PillowImage.fromarray(pixels).save(file, "JPEG", quality=95, progressive=True)
+    for process in (53, 55):
+        syntax = UID(f"1.2.840.10008.1.2.4.{process}")
+        path = write(tmp_path / "a.dcm", pixels, syntax, PixelData=encapsulate([file.getvalue()]))
+        assert np.abs(stored(path) - np.asarray(PillowImage.open(file)).astype(int)).max() <= 1
+
+
 def test_progressive_and_lossless_scans_are_left_alone() -> None:
     file = BytesIO()
     PillowImage.new("L", (8, 8)).save(file, "JPEG", progressive=True)
@@ -352,7 +363,7 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     undefined.write_bytes(native)
     assert "are compressed" in refused(path)
     assert "announces 100 x 64" in refused(write(path, pixels, JPEG2000Lossless, PixelData=code, Columns=100))
-    assert "no decoder" in refused(write(path, pixels, UID("1.2.840.10008.1.2.4.55"), PixelData=code))
+    assert "no decoder" in refused(write(path, pixels, UID("1.2.840.10008.1.2.4.100"), PixelData=code))
     assert "damaged" in refused(write(path, pixels, RLELossless, PixelData=encapsulate([bytes(80)])))
     assert "damaged" in refused(
         write(path, pixels, JPEGExtended12Bit, PixelData=encapsulate([b"\xff\xd8abcd"]))
