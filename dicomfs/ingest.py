@@ -29,10 +29,9 @@ from dicomfs.errors import (
     StoreUnavailable,
 )
 from dicomfs.header import read_header
-from dicomfs.index import Index, Writer
+from dicomfs.index import INDEX_NAME, Index, Writer
 from dicomfs.model import Header, Outcome, Receipt, Stored
 
-INDEX_NAME: Final = "index.sqlite3"
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
