@@ -17,6 +17,7 @@ import io
 import json
 import os
 import secrets
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -40,6 +41,11 @@ IMPLEMENTATION_UID: Final = "2.25.328308849035975025332632903334970848394"
 PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
 """(0002,0100): names the owner of our JSON text in (0002,0102)."""
 
+_NOTE: Final = b'{"sequence":%16d, "received": %s}'
+_ELEMENT: Final = struct.Struct("<HH2sHL")
+"""Head of an explicit VR element with a long length (PS3.5 7.1.2)."""
+_GROUP_LENGTH_AT: Final = 140
+"""Value of (0002,0000): after preamble, prefix and its own head."""
 _STALE_SPOOL_S: Final = 60.0
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
@@ -58,40 +64,45 @@ def content_hash(transfer_syntax: str) -> "hashlib._Hash":
     return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
 
 
-def file_meta(receipt: Receipt, sequence: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> bytes:
     """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
 
-    Sequence and time of receipt are kept as JSON in Private Information (0002,0102), blank padded.
+    Time of receipt, and room for the sequence number (see `numbered`), are JSON in Private Information
+    (0002,0102), blank padded: the last element, so that it can fill what is left. Raises
+    UnreadableDataSet when the UIDs leave no room.
     """
     source_ae, receiving_ae = _plain_ae(receipt.source_ae), _plain_ae(receipt.receiving_ae)
-
-    def build(room: int) -> bytes:
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = UID(sop_class_uid, validation_mode=0)
-        meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid, validation_mode=0)
-        meta.TransferSyntaxUID = UID(receipt.transfer_syntax, validation_mode=0)
-        meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
-        meta.ImplementationVersionName = f"DICOMFS_{__version__}"[:16]
-        if source_ae:
-            meta.SourceApplicationEntityTitle = source_ae
-            meta.SendingApplicationEntityTitle = source_ae
-        if receiving_ae:
-            meta.ReceivingApplicationEntityTitle = receiving_ae
-        meta.PrivateInformationCreatorUID = UID(PRIVATE_CREATOR_UID)
-        note = json.dumps({"sequence": sequence, "received": receipt.received}).encode()
-        meta.PrivateInformation = note.ljust(room)
-        out = DicomBytesIO()
-        out.write(bytes(128) + b"DICM")
-        write_file_meta_info(out, meta, enforce_standard=True)
-        return out.getvalue()
-
-    smallest = build(0)
-    spare = DATA_SET_OFFSET - len(smallest)
-    note_length = len(json.dumps({"sequence": sequence, "received": receipt.received}))
-    full = build(note_length + note_length % 2 + spare)
-    if len(full) != DATA_SET_OFFSET:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid, validation_mode=0)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid, validation_mode=0)
+    meta.TransferSyntaxUID = UID(receipt.transfer_syntax, validation_mode=0)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    meta.ImplementationVersionName = f"DICOMFS_{__version__}"[:16]
+    if source_ae:
+        meta.SourceApplicationEntityTitle = source_ae
+        meta.SendingApplicationEntityTitle = source_ae
+    if receiving_ae:
+        meta.ReceivingApplicationEntityTitle = receiving_ae
+    meta.PrivateInformationCreatorUID = UID(PRIVATE_CREATOR_UID)
+    out = DicomBytesIO()
+    out.write(bytes(128) + b"DICM")
+    write_file_meta_info(out, meta, enforce_standard=True)
+    head = bytearray(out.getvalue())
+    note = _NOTE % (0, json.dumps(receipt.received).encode())
+    room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
+    if room < len(note):
         raise UnreadableDataSet("its UIDs are too long for file meta information")
-    return full
+    head += _ELEMENT.pack(0x0002, 0x0102, b"OB", 0, room) + note.ljust(room)
+    # The group length counts what follows it (PS3.10 table 7.1-1), our element included.
+    struct.pack_into("<L", head, _GROUP_LENGTH_AT, DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
+    return bytes(head)
+
+
+def numbered(meta: bytes, sequence: int) -> bytes:
+    """`file_meta`'s bytes with the receipt sequence number filled in."""
+    place = meta.rindex(_NOTE[:12])
+    number = b"%16d" % sequence
+    return meta[: place + 12] + number + meta[place + 12 + len(number) :]
 
 
 def _plain_ae(title: str) -> str:

@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, importer, samba, scp, serve, service
+from dicomfs import __version__, importer, offline, samba, scp, serve, service
 from dicomfs import mount as mounting
 from dicomfs.config import STORE_VARIABLE, Settings, check_scp, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
-from dicomfs.index import Index
-from dicomfs.ingest import INDEX_NAME, Ingest
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
-from dicomfs.renditions import Renditions
+from dicomfs.renditions import RENDITIONS_NAME, Renditions
 
 # Every exit code. Scripts and units rely on them.
 OK: Final = 0
@@ -40,7 +40,7 @@ FAILED: Final = 1
 USAGE: Final = 2
 """The command, an option or the configuration is wrong."""
 SOME_REFUSED: Final = 3
-"""`import`: a DICOM object was refused, or there was none."""
+"""`import`, `render`: a DICOM object was refused or cannot be shown, or there was none."""
 STORE_FULL: Final = 4
 STORE_TROUBLE: Final = 5
 """The store is of another version, is none, or cannot be used now."""
@@ -157,6 +157,15 @@ def _parser() -> argparse.ArgumentParser:
     take_in.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
     take_in.add_argument("--json", action="store_true", help="print the summary as JSON")
 
+    render = add(
+        "render", _render, "Write pictures of DICOM files, as a mount of exactly these would show them."
+    )
+    render.formatter_class = argparse.RawDescriptionHelpFormatter
+    render.epilog = _options_text()
+    render.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
+    render.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the folders go")
+    _add_mount(render)
+
     together = add("serve", _serve, "Receive and mount in one command, with a private smbd if asked.")
     together.formatter_class = argparse.RawDescriptionHelpFormatter
     together.epilog = _options_text()
@@ -257,9 +266,15 @@ def _mount(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
+    tally = _take_in(options, settings.store, as_json=options.json)
+    return OK if tally.complete else SOME_REFUSED
+
+
+def _take_in(options: argparse.Namespace, store: Path, *, as_json: bool = False) -> "_Tally":
+    """Take the files of `options.paths` into a store, with progress and summary."""
     files = importer.find(options.paths)
     tally = _Tally(len(files))
-    with Ingest.open(settings.store) as ingest, _progress(len(files), quiet=options.quiet) as advance:
+    with Ingest.open(store) as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
 
         def done(result: importer.Result) -> None:
             tally.note(result)
@@ -268,8 +283,29 @@ def _import(options: argparse.Namespace, settings: Settings) -> int:
         try:
             importer.take_in(ingest, files, done)
         finally:
-            tally.print(as_json=options.json)
-    return OK if tally.complete else SOME_REFUSED
+            tally.print(as_json=as_json)
+    return tally
+
+
+def _render(options: argparse.Namespace, settings: Settings) -> int:
+    chosen = mount_options(options.options, settings.mount)
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {options.output}: {error.strerror}") from error
+    # A store of its own, thrown away afterwards, so that names and pools are exactly a mount's.
+    with tempfile.TemporaryDirectory(prefix="dicomfs-render-") as scratch:
+        store = Path(scratch, "store")
+        tally = _take_in(options, store)
+        total = offline.count(store, chosen)
+        with _progress("rendering", total, quiet=options.quiet) as advance:
+            written = offline.write_out(store, options.output, chosen, advance)
+    for path, why in written.failed:
+        log.warning("%s cannot be displayed: %s", path, why)
+    print(f"{written.files:8} files in {options.output}")
+    if written.failed:
+        print(f"{len(written.failed):8} of them say why they cannot be displayed")
+    return OK if tally.complete and not written.failed else SOME_REFUSED
 
 
 class _Tally:
@@ -322,16 +358,16 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _progress(total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+def _progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     columns = (
-        TextColumn("importing"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task("importing", total=total)
+        task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
 
 
@@ -447,7 +483,7 @@ def _is_mounted(mountpoint: Path) -> bool:
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:
     index = Index(settings.store / INDEX_NAME)
-    renditions = Renditions(settings.store / mounting.RENDITIONS_NAME, index.store_id)
+    renditions = Renditions(settings.store / RENDITIONS_NAME, index.store_id)
     try:
         counts = asdict(index.counts())
         failures = renditions.failures(1000)

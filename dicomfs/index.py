@@ -61,6 +61,8 @@ from dicomfs.naming import (
     suffixed,
 )
 
+INDEX_NAME: Final = "index.sqlite3"
+"""Its name in the store."""
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for the others."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, numbered, sync_directory
 from dicomfs.errors import (
     BadInstance,
     IdentityMismatch,
@@ -29,10 +29,9 @@ from dicomfs.errors import (
     StoreUnavailable,
 )
 from dicomfs.header import read_header
-from dicomfs.index import Index, Writer
+from dicomfs.index import INDEX_NAME, Index, Writer
 from dicomfs.model import Header, Outcome, Receipt, Stored
 
-INDEX_NAME: Final = "index.sqlite3"
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
@@ -45,6 +44,8 @@ class _Pending:
     spool: Spool
     header: Header
     receipt: Receipt
+    meta: bytes
+    """File meta information that lacks only the sequence number."""
     done: "Future[Outcome]" = field(default_factory=Future)
 
 
@@ -93,8 +94,8 @@ class Ingest:
                 spool.write(part)
             try:
                 header = self._header(spool, receipt)
-                # Made here once so that what cannot be written is refused before the transaction.
-                file_meta(receipt, 0, header.sop_class_uid, header.sop_instance_uid)
+                # Made here and not by the committer: what it does, all the others wait for.
+                meta = file_meta(receipt, header.sop_class_uid, header.sop_instance_uid)
             except BadInstance as error:
                 if keep_refused:
                     kept = self.archive.keep_aside(spool, str(error), QUARANTINE_LIMIT)
@@ -105,7 +106,7 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
-            pending = _Pending(spool, header, receipt)
+            pending = _Pending(spool, header, receipt, meta)
             with self._closing:
                 if self._closed:
                     raise StoreUnavailable("the store is being closed: nothing is taken in any more")
@@ -200,11 +201,12 @@ class Ingest:
             if self.archive.intact(spool.digest, known.size):
                 return Outcome(Stored.ALREADY_THERE, uid)
             first = Receipt(receipt.transfer_syntax, known.received, known.source_ae, receipt.receiving_ae)
-            self.archive.seal(spool, file_meta(first, known.sequence, header.sop_class_uid, uid))
+            meta = file_meta(first, header.sop_class_uid, uid)
+            self.archive.seal(spool, numbered(meta, known.sequence))
             folders.add(self.archive.publish(spool).parent)
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
         sequence = writer.next_sequence()
-        self.archive.seal(spool, file_meta(receipt, sequence, header.sop_class_uid, uid))
+        self.archive.seal(spool, numbered(pending.meta, sequence))
         new.append(spool)
         folders.add(self.archive.publish(spool).parent)
         warnings = writer.add(header, receipt, sequence, spool.digest, spool.size)

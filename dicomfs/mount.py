@@ -13,33 +13,22 @@ import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 import pyfuse3
 import trio
 
-from dicomfs.archive import Archive
-from dicomfs.cache import Cache
 from dicomfs.config import MountOptions
-from dicomfs.errors import DicomfsError, MountRefused, WorkerStartFailed
+from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
-from dicomfs.index import Index
-from dicomfs.model import Recipe
 from dicomfs.present import Presenter
-from dicomfs.renditions import Key, Renditions
-from dicomfs.tree import STORED, Tree
-from dicomfs.workers import Workers
+from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 MOUNT_TABLE: Final = Path("/proc/self/mountinfo")
 TYPE_NAME: Final = "dicomfs"
-RENDITIONS_NAME: Final = "renditions.sqlite3"
-INDEX_NAME: Final = "index.sqlite3"
-RESTART_S: Final = 5.0
-"""Pause before render processes that do not start are tried again."""
 MOST_REQUESTS: Final = 1000
 """Requests that may wait for a render at once; beyond that even a lookup would wait."""
 
@@ -154,19 +143,7 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     mountpoint = mountpoint.resolve()
     if _inside(store.resolve(), mountpoint) or _inside(mountpoint, store.resolve()):
         raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
-    try:
-        trio.run(_serve, store, mountpoint, options, ready)
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt):
-            raise KeyboardInterrupt from None  # Ctrl-C before the mount was up
-        ours = group.subgroup(DicomfsError)
-        raise (_first(ours) if ours else group) from group
-
-
-def _first(group: BaseExceptionGroup[DicomfsError]) -> DicomfsError:
-    """The first error in a group of groups: one is enough to tell a user."""
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+    run_tasks(_serve, store, mountpoint, options, ready)
 
 
 def _inside(inner: Path, outer: Path) -> bool:
@@ -174,80 +151,10 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 
 async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
-    index = Index(store / INDEX_NAME)
-    renditions = Renditions(store / RENDITIONS_NAME, index.store_id)
-    processes = options.workers or os.cpu_count() or 1
-    make = partial(Workers, processes, options.memory, options.time_limit)
-    rendering = _Rendering(make)
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(rendering.keep)
-            recipes = {}
-            for name in options.formats:
-                if name != STORED:
-                    recipe = Recipe(name, quality=options.quality)
-                    recipes[name] = (recipe, await rendering.workers.probe(recipe))
-            tree = Tree(
-                index, Archive(store), renditions, recipes, formats=options.formats, frames=options.frames
-            )
-            cache: Cache[Key, bytes] = Cache(options.cache, len)
-            presenter = Presenter(
-                tree,
-                index,
-                renditions,
-                rendering.workers,
-                cache,
-                warm=options.warm,
-                ahead_tasks=max(processes - 1, 1),
-            )
-            rendering.renewed = presenter.render_with
-            door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
-            await _session(door, presenter, mountpoint, options, ready)
-            log.info("unmounted; cache: %s; workers: %s", cache.statistics(), rendering.workers.statistics())
-            nursery.cancel_scope.cancel()
-    finally:
-        renditions.close()
-        index.close()
-
-
-class _Rendering:
-    """Render processes for as long as the mount lives.
-
-    When they cannot be started at all, there is no mount. When that happens later (memory is short, a
-    library is being updated), names and stored files stay, pictures are EIO, and it is tried again.
-    """
-
-    def __init__(self, make: Callable[[], Workers]) -> None:
-        self._make = make
-        self.workers = make()
-        self.renewed: Callable[[Workers], None] = lambda _: None
-
-    async def keep(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Run until cancelled. Raises WorkerStartFailed when the very first cannot start."""
-        once = _Once(task_status)
-        while True:
-            try:
-                await self.workers.run(task_status=once)
-            except WorkerStartFailed as error:
-                if not once.passed:
-                    raise
-                log.error("no pictures for %g s, then another try: %s", RESTART_S, error)  # noqa: TRY400
-            await trio.sleep(RESTART_S)
-            self.workers = self._make()
-            self.renewed(self.workers)
-
-
-@dataclass(slots=True)
-class _Once:
-    """Passes the first `started` on; there may be more."""
-
-    status: trio.TaskStatus[None]
-    passed: bool = False
-
-    def started(self, value: None = None) -> None:
-        if not self.passed:
-            self.passed = True
-            self.status.started(value)
+    async with open_view(store, options) as presenter:
+        door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
+        await _session(door, presenter, mountpoint, options, ready)
+        log.info("unmounted; %s", presenter.statistics())
 
 
 async def _session(

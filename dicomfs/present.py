@@ -78,6 +78,10 @@ class Presenter:
         """Go on with other render processes; the former ones have ended."""
         self._workers = workers
 
+    def statistics(self) -> str:
+        """Counters of cache and workers, for the log."""
+        return f"cache: {self._cache.statistics()}; workers: {self._workers.statistics()}"
+
     # On demand
 
     async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
@@ -120,6 +124,11 @@ class Presenter:
                 f"original {key.original} frame {key.frame + 1} was announced with {announced} bytes "
                 f"and has {size}: announced anew"
             )
+
+    def failure(self, inode: Inode) -> str:
+        """Why a rendered file is a notice instead of a picture; empty when it is one, or is not known yet."""
+        picture = self.tree.picture(inode)
+        return self._renditions.failure(picture.key) if picture else ""
 
     async def size(self, inode: Inode) -> int | None:
         """Exact bytes of a rendered file, rendered now if need be; None when there is no such file.

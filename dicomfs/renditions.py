@@ -38,6 +38,8 @@ from dicomfs.errors import StoreUnavailable
 from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
 from dicomfs.model import PoolWindow
 
+RENDITIONS_NAME: Final = "renditions.sqlite3"
+"""Its name in the store."""
 SCHEMA_VERSION: Final = 1
 OPEN_TIMEOUT_S: Final = 30.0
 """How long to wait for another mount that is making the file."""
@@ -102,6 +104,12 @@ class Decision:
 
 
 _SIZE = select(sizes.c.size).where(
+    sizes.c.recipe == bindparam("recipe"),
+    sizes.c.original == bindparam("original"),
+    sizes.c.frame == bindparam("frame"),
+    sizes.c.version == bindparam("version"),
+)
+_FAILURE = select(sizes.c.failure).where(
     sizes.c.recipe == bindparam("recipe"),
     sizes.c.original == bindparam("original"),
     sizes.c.frame == bindparam("frame"),
@@ -252,6 +260,11 @@ class Renditions:
             _keep(self._unrecorded, key, size)
         else:
             self._unrecorded.pop(key, None)
+
+    def failure(self, key: Key) -> str:
+        """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
+        rows = self._all(_FAILURE, asdict(key))
+        return str(rows[0].failure) if rows else ""
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:
         """(original, frame, reason) of frames that cannot be displayed."""

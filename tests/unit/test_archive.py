@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, file_meta, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive, file_meta, numbered, read_archived_meta
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.index import Index, Writer
 from dicomfs.ingest import Ingest
@@ -79,15 +79,22 @@ def test_archived_file_is_a_dicom_file_around_the_bytes_that_came(tmp_path: Path
 @pytest.mark.parametrize("sequence", [1, 99, 10**12])
 @pytest.mark.parametrize("uid", ["1.2", "1.23", "2." + "1" * 62])
 @pytest.mark.parametrize("title", ["", "A", "ODD", "X" * 40, "Kötter\\\n"])
-def test_file_meta_has_one_length(sequence: int, uid: str, title: str) -> None:
-    meta = file_meta(Receipt(ExplicitVRLittleEndian, RECEIVED / 3, title, title), sequence, MR_STORAGE, uid)
+def test_file_meta_has_one_length(tmp_path: Path, sequence: int, uid: str, title: str) -> None:
+    described = file_meta(Receipt(ExplicitVRLittleEndian, RECEIVED / 3, title, title), MR_STORAGE, uid)
+    meta = numbered(described, sequence)
     assert len(meta) == DATA_SET_OFFSET
+    # Group length (0002,0000) counts what follows its own value, the 4 bytes at 140 (PS3.10 table 7.1-1).
+    assert int.from_bytes(meta[140:144], "little") == DATA_SET_OFFSET - 144
+    path = tmp_path / "meta.dcm"
+    path.write_bytes(meta)
+    assert read_archived_meta(path).sequence == sequence
+    assert read_archived_meta(path).receipt.received == RECEIVED / 3
 
 
 @pytest.mark.filterwarnings("ignore:The value length:UserWarning")
 def test_uids_too_long_for_file_meta_are_refused() -> None:
     with pytest.raises(UnreadableDataSet):
-        file_meta(receipt(), 1, MR_STORAGE, "1." * 600)
+        file_meta(receipt(), MR_STORAGE, "1." * 600)
 
 
 def test_clean_removes_what_nobody_writes_any_more(tmp_path: Path) -> None:

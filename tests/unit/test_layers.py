@@ -16,7 +16,19 @@ ORDER = (
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
     *("negotiation", "scp", "importer"),
-    *("protocol", "worker", "workerprocess", "workers", "cache", "tree", "present", "fuse", "mount"),
+    *(
+        "protocol",
+        "worker",
+        "workerprocess",
+        "workers",
+        "cache",
+        "tree",
+        "present",
+        "view",
+        "offline",
+        "fuse",
+        "mount",
+    ),
     *("samba", "service", "serve"),
     "cli",
 )
@@ -30,6 +42,8 @@ PRESENT = {
     "cache",
     "tree",
     "present",
+    "view",
+    "offline",
     "fuse",
     "mount",
 }
@@ -54,7 +68,7 @@ HOME = {
     "pynetdicom": {"scp"},
     "rich": {"cli"},
     "sqlalchemy": {"index", "renditions"},
-    "trio": {"workerprocess", "workers", "cache", "present", "fuse", "mount"},
+    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
