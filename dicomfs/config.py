@@ -13,14 +13,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicomfs.errors import UsageError
+from dicomfs.recipes import FORMATS as RENDERED
+from dicomfs.recipes import policy
 
 DEFAULT_STORE: Final = Path("/var/lib/dicomfs")
 STORE_VARIABLE: Final = "DICOMFS_STORE"
 
-FORMATS: Final = ("jpg", "png", "dcm")
+FORMATS: Final = (*RENDERED, "dcm")
 """What `formats=` may list."""
 MOST_FRAMES: Final = 16_000
 """Upper bound of `frames=`: a frame number has 14 bits of the inode."""
+
+MOST_WINDOWS: Final = 8
+"""Sibling views of one format: the number of a window has 3 bits of the inode."""
 
 _IGNORED: Final = frozenset(
     # What mount(8), fstab and systemd add, and what is always true of this file system.
@@ -56,6 +61,13 @@ def _formats(text: str) -> tuple[str, ...]:
     return wanted
 
 
+def _windows(text: str) -> tuple[str, ...]:
+    wanted = tuple(dict.fromkeys(policy(part).text for part in text.split("+")))
+    if len(wanted) > MOST_WINDOWS:
+        raise ValueError(f"at most {MOST_WINDOWS} windows")
+    return wanted
+
+
 def _mask(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{1,3}", text.strip()):
         raise ValueError("an octal mask such as 027")
@@ -75,13 +87,38 @@ class MountOptions:
 
     formats: tuple[str, ...] = field(
         default=("jpg",),
-        metadata={"parse": _formats, "help": "jpg, png, dcm; several joined by +: a folder each"},
+        metadata={"parse": _formats, "help": ", ".join(FORMATS) + "; several joined by +: a folder each"},
     )
     frames: int = field(
         default=1000,
         metadata={"parse": _whole(1, MOST_FRAMES), "help": "most frames of one image that become files"},
     )
     quality: int = field(default=90, metadata={"parse": _whole(1, 100), "help": "JPEG quality, 1 to 100"})
+    window: tuple[str, ...] = field(
+        default=("auto",),
+        metadata={
+            "parse": _windows,
+            "help": "auto, header, full, or centre/width such as 40/400; several joined by +: a folder each",
+        },
+    )
+    max_size: int = field(
+        default=0,
+        metadata={"parse": _whole(0, 65_535), "help": "scale down to so many pixels; 0: as large as it is"},
+    )
+    square: bool = field(
+        default=True, metadata={"parse": _flag, "help": "on: pixels that are not square are made so; off"}
+    )
+    overlays: bool = field(default=True, metadata={"parse": _flag, "help": "on: draw overlay planes; off"})
+    shutters: bool = field(
+        default=True, metadata={"parse": _flag, "help": "on: cover what is outside a display shutter; off"}
+    )
+    subtraction: bool = field(
+        default=True,
+        metadata={"parse": _flag, "help": "on: subtract the mask if the header asks for it; off"},
+    )
+    marks: bool = field(
+        default=False, metadata={"parse": _flag, "help": "on: write laterality and lossy compression; off"}
+    )
     cache: int = field(
         default=256 * 1024**2, metadata={"parse": _size, "help": "memory for rendered pictures, such as 256M"}
     )

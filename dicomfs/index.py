@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     Connection,
     Engine,
     Float,
@@ -60,10 +61,14 @@ from dicomfs.naming import (
     short_hash,
     suffixed,
 )
+from dicomfs.recipes import ENCAPSULATED_PDF
 
 INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
 SCHEMA_VERSION: Final = 1
+PICTURES: Final = 1
+PDF: Final = 2
+"""Bits of the columns `shows`."""
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for the others."""
 READ_TIMEOUT_S: Final = 2.0
@@ -96,7 +101,12 @@ patients = Table(
     Column("folder", Text, nullable=False, comment="name component: what people read"),
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
-    Column("pictures", Integer, nullable=False, comment="1 when any instance has pixels"),
+    Column(
+        "shows",
+        Integer,
+        nullable=False,
+        comment="all its instances can be shown as: 1 pictures, 2 pdf",
+    ),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -113,7 +123,12 @@ exams = Table(
     Column("folder", Text, nullable=False, comment="name component: the date"),
     Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
     Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
-    Column("pictures", Integer, nullable=False, comment="1 when any instance has pixels"),
+    Column(
+        "shows",
+        Integer,
+        nullable=False,
+        comment="all its instances can be shown as: 1 pictures, 2 pdf",
+    ),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -154,7 +169,7 @@ instances = Table(
     Column("frames", Integer, nullable=False, comment="Number of Frames, at least 1"),
     Column("rows", Integer, nullable=False, comment="Rows; 0 when missing"),
     Column("columns", Integer, nullable=False, comment="Columns; 0 when missing"),
-    Column("has_pixels", Integer, nullable=False, comment="1 when a picture can be asked for"),
+    Column("shows", Integer, nullable=False, comment="what it can be shown as: 1 pictures, 2 pdf; a sum"),
     Column(
         "pool", Text, nullable=False, comment="images of one grey scale share it: SERIES:KEY; empty: alone"
     ),
@@ -205,7 +220,8 @@ class ImageRow:
     number: int
     suffix: str
     frames: int
-    has_pixels: bool
+    shows: int
+    """`PICTURES`, `PDF`, both or neither."""
     pool: str
     modified: float
     original: int
@@ -246,6 +262,12 @@ class Counts:
     originals: int
 
 
+def _can_show(table: Table) -> ColumnElement[bool]:
+    """Rows that can be shown as all of `shows`; 0: every row."""
+    wanted = bindparam("shows", type_=Integer)
+    return table.c.shows.op("&")(wanted) == wanted
+
+
 _IMAGE = (
     select(
         instances.c.id,
@@ -256,7 +278,7 @@ _IMAGE = (
         instances.c.number,
         instances.c.suffix,
         instances.c.frames,
-        instances.c.has_pixels,
+        instances.c.shows,
         instances.c.pool,
         instances.c.modified,
         originals.c.id.label("original"),
@@ -271,12 +293,12 @@ _IMAGE = (
 # Built once: constructing a statement costs more than running it.
 _PATIENT_PAGE = (
     select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated)
-    .where(patients.c.id > bindparam("after"), patients.c.pictures >= bindparam("pictures"))
+    .where(patients.c.id > bindparam("after"), _can_show(patients))
     .order_by(patients.c.id)
     .limit(bindparam("most"))
 )
 _PATIENT_BY_KEY = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
-    patients.c.folder_key == bindparam("key"), patients.c.pictures >= bindparam("pictures")
+    patients.c.folder_key == bindparam("key"), _can_show(patients)
 )
 _PATIENT_BY_ID = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
     patients.c.id == bindparam("id")
@@ -286,7 +308,7 @@ _EXAM_PAGE = (
     .where(
         exams.c.patient == bindparam("patient"),
         exams.c.id > bindparam("after"),
-        exams.c.pictures >= bindparam("pictures"),
+        _can_show(exams),
     )
     .order_by(exams.c.id)
     .limit(bindparam("most"))
@@ -294,7 +316,7 @@ _EXAM_PAGE = (
 _EXAM_BY_KEY = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
     exams.c.patient == bindparam("patient"),
     exams.c.folder_key == bindparam("key"),
-    exams.c.pictures >= bindparam("pictures"),
+    _can_show(exams),
 )
 _EXAM_BY_ID = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
     exams.c.id == bindparam("id")
@@ -303,7 +325,7 @@ _IMAGE_PAGE = (
     _IMAGE.where(
         instances.c.exam == bindparam("exam"),
         instances.c.id >= bindparam("first"),
-        instances.c.has_pixels >= bindparam("pictures"),
+        _can_show(instances),
     )
     .order_by(instances.c.id)
     .limit(bindparam("most"))
@@ -314,7 +336,7 @@ _IMAGE_BY_NAME = _IMAGE.where(
     series.c.number == bindparam("series_number"),
     instances.c.number == bindparam("number"),
     instances.c.suffix == bindparam("suffix"),
-    instances.c.has_pixels >= bindparam("pictures"),
+    _can_show(instances),
 )
 _IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
 _POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
@@ -360,7 +382,7 @@ def _folder(row: Row[Any] | None, limit_bytes: int) -> Folder | None:
 
 
 def _image(row: Row[Any]) -> ImageRow:
-    return ImageRow(**{**row._mapping, "has_pixels": bool(row.has_pixels)})
+    return ImageRow(**row._mapping)
 
 
 FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
@@ -545,40 +567,40 @@ class Index:
         row = self._row(_PATIENT_OF_EXAM, id=exam_id)
         return int(row.patient) if row else None
 
-    def patient_page(self, after: int, most: int, *, pictures: bool) -> list[Folder]:
-        """Patients with an id above `after`, in order of id; `pictures`: only those that have any."""
-        rows = self._rows(_PATIENT_PAGE, after=after, most=most, pictures=int(pictures))
+    def patient_page(self, after: int, most: int, *, shows: int) -> list[Folder]:
+        """Patients with an id above `after`, in order of id; `shows`: only those that have such."""
+        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows)
         return [f for f in (_folder(row, PATIENT_BYTES) for row in rows) if f]
 
-    def patient_by_key(self, key: str, *, pictures: bool) -> Folder | None:
+    def patient_by_key(self, key: str, *, shows: int) -> Folder | None:
         """The patient whose folded folder name is `key`."""
-        return _folder(self._row(_PATIENT_BY_KEY, key=key, pictures=int(pictures)), PATIENT_BYTES)
+        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_BYTES)
 
     def patient(self, patient_id: int) -> Folder | None:
         """One patient by id."""
         return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_BYTES)
 
-    def exam_page(self, patient: int, after: int, most: int, *, pictures: bool) -> list[Folder]:
+    def exam_page(self, patient: int, after: int, most: int, *, shows: int) -> list[Folder]:
         """Exams of a patient with an id above `after`, in order of id."""
-        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, pictures=int(pictures))
+        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows)
         return [f for f in (_folder(row, EXAM_BYTES) for row in rows) if f]
 
-    def exam_by_key(self, patient: int, key: str, *, pictures: bool) -> Folder | None:
+    def exam_by_key(self, patient: int, key: str, *, shows: int) -> Folder | None:
         """The exam of this patient whose folded folder name is `key`."""
-        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, pictures=int(pictures))
+        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows)
         return _folder(row, EXAM_BYTES)
 
     def exam(self, exam_id: int) -> Folder | None:
         """One exam by id."""
         return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_BYTES)
 
-    def image_page(self, exam: int, first: int, most: int, *, pictures: bool) -> list[ImageRow]:
+    def image_page(self, exam: int, first: int, most: int, *, shows: int) -> list[ImageRow]:
         """Instances of an exam with an id of at least `first`, in order of id."""
-        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, pictures=int(pictures))
+        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows)
         return [_image(row) for row in rows]
 
     def image_by_name(
-        self, exam: int, label_key: str, series_number: int, number: int, suffix: str, *, pictures: bool
+        self, exam: int, label_key: str, series_number: int, number: int, suffix: str, *, shows: int
     ) -> ImageRow | None:
         """The instance that bears these name components in an exam."""
         row = self._row(
@@ -588,7 +610,7 @@ class Index:
             series_number=series_number,
             number=number,
             suffix=suffix,
-            pictures=int(pictures),
+            shows=shows,
         )
         return _image(row) if row else None
 
@@ -739,7 +761,7 @@ class Writer:
                 folder=folder,
                 suffix=suffix,
                 folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
-                pictures=int(header.has_pixels),
+                shows=_shows(header),
                 updated=receipt.received,
             )
         )
@@ -750,7 +772,7 @@ class Writer:
             update(table)
             .where(table.c.id == row_id)
             .values(
-                pictures=func.max(table.c.pictures, int(header.has_pixels)),
+                shows=table.c.shows.op("|")(_shows(header)),
                 updated=func.max(table.c.updated, receipt.received),
             )
         )
@@ -775,7 +797,7 @@ class Writer:
                 folder=folder,
                 suffix=suffix,
                 folder_key=_folder_key(folder, suffix, EXAM_BYTES),
-                pictures=int(header.has_pixels),
+                shows=_shows(header),
                 updated=receipt.received,
             )
         )
@@ -832,7 +854,7 @@ class Writer:
                 frames=header.frames,
                 rows=header.rows,
                 columns=header.columns,
-                has_pixels=int(header.has_pixels),
+                shows=_shows(header),
                 pool=f"{series_id}:{header.pool}" if header.pool else "",
                 modified=acquired if plausible else receipt.received,
                 shown=sequence,
@@ -849,6 +871,10 @@ def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
         if (suffix or place == 0) and not taken(suffix):
             return suffix
     raise StoreUnavailable("no free name could be found")
+
+
+def _shows(header: Header) -> int:
+    return PICTURES * header.has_pixels | PDF * (header.sop_class_uid == ENCAPSULATED_PDF)
 
 
 def _hashes(uid: str, shortest: int) -> list[str]:

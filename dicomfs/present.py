@@ -163,7 +163,7 @@ class Presenter:
     async def _window(self, picture: Picture, *, background: bool) -> PoolWindow | None:
         if not picture.pool:
             return None
-        policy, version = picture.recipe.window, picture.key.version
+        policy, version = picture.policy, picture.key.version
         decision = await self._decisions.get(
             (picture.pool, policy, version),
             lambda: self._decide(picture.pool, policy, version, background=background),
@@ -174,18 +174,18 @@ class Presenter:
         """What is on record for this version; decided now, and read back, if nothing is."""
         decision = self._renditions.decision(pool, policy, version)
         if decision is None:
-            window, through = await self._judge(pool, background=background)
+            window, through = await self._judge(pool, policy, background=background)
             decision = self._renditions.decide(pool, policy, Decision(version, through, window))
         return decision
 
-    async def _judge(self, pool: str, *, background: bool) -> tuple[PoolWindow, int]:
+    async def _judge(self, pool: str, policy: str, *, background: bool) -> tuple[PoolWindow, int]:
         through, sources = self.tree.pool_sources(pool, POOL_SAMPLE)
         # An original that is lost must not take the others' pictures with it.
         sources = [source for source in sources if source.path.exists()]
         if not sources:
             raise RenderFailed("no original of its pool can be found in the archive")
         try:
-            window = await self._workers.decide_pool(sources, background=background)
+            window = await self._workers.decide_pool(sources, policy, background=background)
         except NotDisplayable as error:
             window = PoolWindow(None, None, str(error))
         return window, through
@@ -227,10 +227,12 @@ class Presenter:
         while True:
             arrivals = self._index.arrivals(self._cursor, _ARRIVALS_AT_ONCE)
             for arrival in arrivals:
-                if arrival.pool:
+                if arrival.pool and self.tree.policies:
                     self._growing[arrival.pool] = trio.current_time()
-                elif self._warm:
-                    self._enqueue(self.tree.files_of(arrival.instance))
+                if self._warm:
+                    # What its pool decides waits until the pool is quiet.
+                    entries = self.tree.files_of(arrival.instance)
+                    self._enqueue(entry for entry in entries if not entry.inode.version)
                 self._cursor = arrival.sequence
                 await trio.lowlevel.checkpoint()
             if len(arrivals) < _ARRIVALS_AT_ONCE:
@@ -283,7 +285,7 @@ class Presenter:
                 continue  # nobody has looked yet: the first who does decides over all of it
             recorded = self._renditions.decision(pool, policy, latest)
             if recorded is not None and recorded.through < self._index.pool_through(pool):
-                window, through = await self._judge(pool, background=True)
+                window, through = await self._judge(pool, policy, background=True)
                 if (window.low, window.high) == (recorded.window.low, recorded.window.high):
                     self._renditions.extend(pool, policy, latest, through)
                 elif latest < LAST_VERSION:

@@ -65,6 +65,11 @@ class Policy:
         """The policy as an option spells it, always the same for the same policy."""
         return self.name if self.name != "fixed" else f"{_plain(self.centre)}/{_plain(self.width)}"
 
+    @property
+    def label(self) -> str:
+        """The policy as part of a folder's name."""
+        return self.name if self.name != "fixed" else f"C{_plain(self.centre)} W{_plain(self.width)}"
+
 
 _LARGEST = 1e9
 

@@ -2,6 +2,7 @@
 
     Patient/ExamDate/Series_Number_Image.jpg             one format: the root of the mount
     jpg/Patient/…  dcm/Patient/…                          several: a folder each
+    jpg auto/…  jpg C40 W400/…                            several windows: a folder each, too
 
 An inode is arithmetic on ids (see `Inode`): the same after a restart, never another object's, and never
 in need of being remembered. Everything here answers at once: it reads the index and what is known of
@@ -19,13 +20,26 @@ from pathlib import Path
 from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
-from dicomfs.index import Folder, ImageRow, Index
+from dicomfs.index import PDF, PICTURES, Folder, ImageRow, Index
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
+from dicomfs.recipes import FORMATS, policy, pool_policy
+from dicomfs.recipes import Kind as Made
 from dicomfs.renditions import Key, Renditions
 
-FORMAT_CODES: Final = {"jpg": 1, "png": 2, "dcm": 6}
-"""Part of every inode: a code never changes its meaning. 3 to 5 are for tiff, bmp and gif."""
+FORMAT_CODES: Final = {
+    "jpg": 1,
+    "png": 2,
+    "tiff": 3,
+    "bmp": 4,
+    "gif": 5,
+    "dcm": 6,
+    "tiff16": 7,
+    "png16": 8,
+    "pdf": 9,
+    "json": 10,
+}
+"""Part of every inode: a code never changes its meaning."""
 _FORMAT_OF_CODE: Final = {code: name for name, code in FORMAT_CODES.items()}
 
 _AFTER_NUMBERS: Final = re.compile(r"(\([0-9A-Fa-f]+\))?(_[0-9]+)?\.[A-Za-z0-9]+$")
@@ -33,6 +47,11 @@ _AFTER_NUMBERS: Final = re.compile(r"(\([0-9A-Fa-f]+\))?(_[0-9]+)?\.[A-Za-z0-9]+
 
 STORED: Final = "dcm"
 """The format that is not rendered: the stored bytes."""
+
+
+def view_key(name: str, window: int) -> str:
+    """Key of the view of a format through the mount's window of that number."""
+    return f"{name}@{window}" if window else name
 
 
 class Kind(IntEnum):
@@ -48,12 +67,13 @@ class Kind(IntEnum):
 class Inode:
     """The parts of an inode number.
 
-        bit  62..61  60..57  56..47   46..33  32..0
-             kind    format  version  frame   id
+        bit  62..61  60..58  57..54  53..46   45..32  31..0
+             kind    window  format  version  frame   id
 
-    `version` is the pool version (0 for images that decide alone): a picture that changes becomes
-    another inode under the same name. `frame` counts from 1; 0 is a file that is not one of several
-    frames. The root is number 1, as FUSE wants it.
+    `format` is the key of a view: a format, with `@` and the number of the window in the mount's options
+    when that is not the first. `version` is the pool version (0 for images that decide alone): a picture
+    that changes becomes another inode under the same name. `frame` counts from 1; 0 is a file that is not
+    one of several frames. The root is number 1, as FUSE wants it.
     """
 
     kind: Kind
@@ -67,19 +87,24 @@ class Inode:
         """The inode as FUSE knows it."""
         if self.kind is Kind.TOP and not self.format:
             return 1
-        code = FORMAT_CODES[self.format]
-        return self.kind << 61 | code << 57 | self.version << 47 | self.frame << 33 | self.id
+        name, _, window = self.format.partition("@")
+        view = int(window or 0) << 4 | FORMAT_CODES[name]
+        return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
 
     @classmethod
     def of(cls, number: int) -> "Inode | None":
         """The parts of a number; None when it cannot be one of ours."""
         if number == 1:
             return cls(Kind.TOP)
-        name = _FORMAT_OF_CODE.get(number >> 57 & 0xF)
+        name = _FORMAT_OF_CODE.get(number >> 54 & 0xF)
         if name is None or number >> 63:
             return None
         parts = cls(
-            Kind(number >> 61 & 3), number & (1 << 33) - 1, name, number >> 33 & 0x3FFF, number >> 47 & 0x3FF
+            Kind(number >> 61 & 3),
+            number & 0xFFFF_FFFF,
+            view_key(name, number >> 58 & 7),
+            number >> 32 & 0x3FFF,
+            number >> 46 & 0xFF,
         )
         unused = parts.id if parts.kind is Kind.TOP else 0
         if parts.kind is not Kind.FILE:
@@ -89,7 +114,7 @@ class Inode:
         return parts if parts.number == number else None
 
 
-LAST_VERSION: Final = 0x3FF
+LAST_VERSION: Final = 0xFF
 """A pool that has been decided this often keeps its last window."""
 
 
@@ -114,6 +139,49 @@ class Picture:
     source: Source
     recipe: Recipe
     pool: str
+    """Whose decision it needs; empty: nobody's."""
+    policy: str
+    """Which kind of decision (`recipes.pool_policy`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """One folder of a mount with several, or the only one."""
+
+    key: str
+    label: str
+    """Name of its folder."""
+    extension: str
+    """Without the dot."""
+    shows: int
+    """Which instances appear: bits of `index.PICTURES`, `index.PDF`; 0: all."""
+    per_frame: bool
+    recipe: Recipe | None
+    """None: the stored bytes."""
+    digest: str
+    policy: str
+    """Kind of pool decision it needs; empty: none."""
+
+
+def _view(key: str, recipe: Recipe | None, digest: str, *, windows: bool) -> _View:
+    """`windows`: the mount has several, so a picture's folder names its own."""
+    if recipe is None:
+        return _View(key, STORED, STORED, 0, per_frame=False, recipe=None, digest="", policy="")
+    made = FORMATS[recipe.format]
+    label = recipe.format
+    if windows and made.kind is Made.PICTURE:
+        label += f" {policy(recipe.window).label}"
+    shows = PDF if made.only_sop_class else 0 if made.kind is Made.DOCUMENT else PICTURES
+    return _View(
+        key,
+        label,
+        made.extension.lstrip("."),
+        shows,
+        per_frame=made.per_frame,
+        recipe=recipe,
+        digest=digest,
+        policy=pool_policy(recipe),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,29 +205,34 @@ class Tree:
         formats: Sequence[str],
         frames: int,
     ) -> None:
-        """`recipes`: for each rendered format its recipe and the digest that stands for it in `Key`."""
+        """`formats`: keys of the views (`view_key`), in order; `recipes`: for each rendered one its recipe
+        and the digest that stands for it in `Key`.
+        """
         self.formats = tuple(formats)
         self._index = index
         self._archive = archive
         self._renditions = renditions
-        self._recipes = recipes
         self._frames = frames
+        windows = len({recipe.window for recipe, _ in recipes.values()}) > 1
+        self._views = {
+            key: _view(key, *recipes.get(key, (None, "")), windows=windows) for key in self.formats
+        }
 
     @property
     def root(self) -> Inode:
         """The inode of the root."""
         return Inode(Kind.TOP)
 
-    def _format(self, inode: Inode) -> str:
-        """The format a folder shows; empty for the root of a mount with several."""
-        if inode.format:
-            return inode.format
-        return self.formats[0] if len(self.formats) == 1 else ""
+    def _view_of(self, inode: Inode) -> _View | None:
+        """The view that a folder belongs to; None for the root of a mount with several."""
+        if not inode.format and len(self.formats) == 1:
+            return self._views[self.formats[0]]
+        return self._views.get(inode.format)
 
     @property
     def policies(self) -> frozenset[str]:
-        """Window policies of the recipes in use."""
-        return frozenset(recipe.window for recipe, _ in self._recipes.values())
+        """Kinds of pool decisions in use."""
+        return frozenset(view.policy for view in self._views.values() if view.policy)
 
     # Names -> entries
 
@@ -174,25 +247,23 @@ class Tree:
         return entry.name if entry is not None else None
 
     def _find(self, parent: Inode, name: str) -> Entry | None:
-        shown = self._format(parent)
-        if parent.kind is Kind.TOP and not shown:
-            found = next((f for f in self.formats if f == name.lower()), None)
-            return self._format_entry(found) if found else None
-        pictures = shown != STORED
+        view = self._view_of(parent)
+        if view is None:
+            found = next((v for v in self._views.values() if fold(v.label) == fold(name)), None)
+            return self._view_entry(found) if found and parent == self.root else None
         if parent.kind is Kind.TOP:
-            return self._folder_entry(
-                Kind.PATIENT, self._index.patient_by_key(fold(name), pictures=pictures), shown
-            )
+            patient = self._index.patient_by_key(fold(name), shows=view.shows)
+            return self._folder_entry(Kind.PATIENT, patient, view)
         if parent.kind is Kind.PATIENT:
-            exam = self._index.exam_by_key(parent.id, fold(name), pictures=pictures)
-            return self._folder_entry(Kind.EXAM, exam, shown)
+            exam = self._index.exam_by_key(parent.id, fold(name), shows=view.shows)
+            return self._folder_entry(Kind.EXAM, exam, view)
         if parent.kind is Kind.EXAM:
-            return self._find_file(parent.id, name, shown)
+            return self._find_file(parent.id, name, view)
         return None
 
-    def _find_file(self, exam: int, name: str, shown: str) -> Entry | None:
+    def _find_file(self, exam: int, name: str, view: _View) -> Entry | None:
         parts = parse_file_name(_AFTER_NUMBERS.sub(lambda match: match[0].lower(), name))
-        if parts is None or parts.extension != shown:
+        if parts is None or parts.extension != view.extension:
             return None
         row = self._index.image_by_name(
             exam,
@@ -200,11 +271,11 @@ class Tree:
             parts.series_number,
             parts.instance_number,
             parts.suffix,
-            pictures=shown != STORED,
+            shows=view.shows,
         )
-        if row is None or parts.frame not in self._frame_numbers(row, shown):
+        if row is None or parts.frame not in self._frame_numbers(row, view):
             return None
-        return self._file_entries([(row, parts.frame)], shown)[0]
+        return self._file_entries([(row, parts.frame)], view)[0]
 
     # Inodes -> entries
 
@@ -212,65 +283,71 @@ class Tree:
         """What `stat` says of an inode, or None when there is no such object in this view."""
         if inode == self.root:
             return self._root_entry()
-        if inode.format not in self.formats:
+        view = self._views.get(inode.format)
+        if view is None:
             return None
         if inode.kind is Kind.TOP:
-            return self._format_entry(inode.format) if len(self.formats) > 1 else None
+            return self._view_entry(view) if len(self.formats) > 1 else None
         if inode.kind is Kind.PATIENT:
-            return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), inode.format)
+            return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), view)
         if inode.kind is Kind.EXAM:
-            return self._folder_entry(Kind.EXAM, self._index.exam(inode.id), inode.format)
+            return self._folder_entry(Kind.EXAM, self._index.exam(inode.id), view)
         row = self._index.image(inode.id)
-        if row is None or inode.frame not in self._frame_numbers(row, inode.format):
+        if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
-        return self._file_entries([(row, inode.frame)], inode.format, inode.version)[0]
+        return self._file_entries([(row, inode.frame)], view, inode.version)[0]
 
     def _root_entry(self) -> Entry:
         return Entry("", self.root, is_folder=True, size=0, modified=self._index.last_received())
 
-    def _format_entry(self, name: str) -> Entry:
+    def _view_entry(self, view: _View) -> Entry:
         modified = self._index.last_received()
-        return Entry(name, Inode(Kind.TOP, format=name), is_folder=True, size=0, modified=modified)
+        inode = Inode(Kind.TOP, format=view.key)
+        return Entry(view.label, inode, is_folder=True, size=0, modified=modified)
 
     @staticmethod
-    def _folder_entry(kind: Kind, folder: Folder | None, shown: str) -> Entry | None:
+    def _folder_entry(kind: Kind, folder: Folder | None, view: _View) -> Entry | None:
         if folder is None:
             return None
-        return Entry(
-            folder.name, Inode(kind, folder.id, shown), is_folder=True, size=0, modified=folder.updated
-        )
+        inode = Inode(kind, folder.id, view.key)
+        return Entry(folder.name, inode, is_folder=True, size=0, modified=folder.updated)
 
-    def _frame_numbers(self, row: ImageRow, shown: str) -> range:
-        """Frame numbers under which an instance appears: 0 alone for one file."""
-        if shown == STORED or row.frames == 1:
+    def _frame_numbers(self, row: ImageRow, view: _View) -> range:
+        """Frame numbers under which an instance appears: 0 alone for one file, none if it does not."""
+        if row.shows & view.shows != view.shows:
+            return range(0)
+        if not view.per_frame or row.frames == 1:
             return range(1)
         return range(1, min(row.frames, self._frames) + 1)
 
     def _file_entries(
-        self, files: Sequence[tuple[ImageRow, int]], shown: str, version: int | None = None
+        self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
     ) -> list[Entry]:
         """Entries of (instance, frame number) pairs; `version` None: the current one."""
         versions: dict[str, int] = {}
         known: dict[tuple[int, int, int], int] = {}
-        if shown != STORED and files:
-            recipe, digest = self._recipes[shown]
-            if version is None:
+        if view.recipe and files:
+            if version is None and view.policy:
                 pools = list({row.pool for row, _ in files if row.pool})
-                versions = self._renditions.versions(pools, recipe.window)
+                versions = self._renditions.versions(pools, view.policy)
             originals = list({row.original for row, _ in files})
             numbers = [max(frame - 1, 0) for _, frame in files]
-            known = self._renditions.sizes(digest, originals, (min(numbers), max(numbers)))
+            known = self._renditions.sizes(view.digest, originals, (min(numbers), max(numbers)))
         entries = []
         for row, frame in files:
             size: int | None
-            if shown == STORED:
-                of_file, size = 0, DATA_SET_OFFSET + row.size
+            of_file = 0
+            if view.recipe is None:
+                size = DATA_SET_OFFSET + row.size
             else:
-                # What nobody has asked for yet will be decided as version 1.
-                of_file = version if version is not None else versions.get(row.pool, 1) if row.pool else 0
+                if version is not None:
+                    of_file = version
+                elif row.pool and view.policy:
+                    # What nobody has asked for yet will be decided as version 1.
+                    of_file = versions.get(row.pool, 1)
                 size = known.get((row.original, max(frame - 1, 0), of_file))
-            name = FileName(row.label, row.series_number, row.number, row.suffix, frame, shown)
-            inode = Inode(Kind.FILE, row.id, shown, frame, of_file)
+            name = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
+            inode = Inode(Kind.FILE, row.id, view.key, frame, of_file)
             # A picture that changed must look newer than before, and the same from every mount.
             modified = row.modified + max(of_file - 1, 0)
             entries.append(Entry(file_name(name), inode, is_folder=False, size=size, modified=modified))
@@ -284,36 +361,36 @@ class Tree:
         Cookies are made of ids, so a listing that goes on while images arrive neither repeats nor
         misses what was there when it began.
         """
-        shown = self._format(parent)
-        if parent.kind is Kind.TOP and not shown:
-            for place, name in list(enumerate(self.formats, 1))[after : after + most]:
-                yield Listed(place, self._format_entry(name))
+        view = self._view_of(parent)
+        if view is None:
+            views = list(enumerate(self._views.values(), 1)) if parent == self.root else []
+            for place, one in views[after : after + most]:
+                yield Listed(place, self._view_entry(one))
         elif parent.kind is Kind.EXAM:
-            yield from self._list_files(parent, shown, after, most)
+            yield from self._list_files(parent, view, after, most)
         elif parent.kind in (Kind.TOP, Kind.PATIENT):
-            pictures = shown != STORED
             if parent.kind is Kind.TOP:
-                kind, folders = Kind.PATIENT, self._index.patient_page(after, most, pictures=pictures)
+                kind, folders = Kind.PATIENT, self._index.patient_page(after, most, shows=view.shows)
             else:
-                kind, folders = Kind.EXAM, self._index.exam_page(parent.id, after, most, pictures=pictures)
+                kind, folders = Kind.EXAM, self._index.exam_page(parent.id, after, most, shows=view.shows)
             for folder in folders:
-                entry = self._folder_entry(kind, folder, shown)
+                entry = self._folder_entry(kind, folder, view)
                 if entry is not None:
                     yield Listed(folder.id, entry)
 
-    def _list_files(self, exam: Inode, shown: str, after: int, most: int) -> Iterator[Listed]:
+    def _list_files(self, exam: Inode, view: _View, after: int, most: int) -> Iterator[Listed]:
         """A file's cookie is its instance id and frame number."""
         first, done = after >> 14, after & 0x3FFF
         files: list[tuple[ImageRow, int]] = []
         # One more than asked for, since all of the first may have been handed out before.
-        for row in self._index.image_page(exam.id, first, most + 1, pictures=shown != STORED):
-            numbers = self._frame_numbers(row, shown)
+        for row in self._index.image_page(exam.id, first, most + 1, shows=view.shows):
+            numbers = self._frame_numbers(row, view)
             start = 0 if row.id != first or not after else done + 1
             rest = range(max(numbers.start, start), numbers.stop)
             files += [(row, frame) for frame in rest[: most - len(files)]]
             if len(files) >= most:
                 break
-        for entry in self._file_entries(files, shown):
+        for entry in self._file_entries(files, view):
             yield Listed(self.cookie(entry.inode), entry)
 
     # Contents
@@ -325,15 +402,16 @@ class Tree:
 
     def picture(self, inode: Inode) -> Picture | None:
         """What to render for a file that is not stored as such."""
-        if inode.kind is not Kind.FILE or inode.format not in self._recipes:
+        view = self._views.get(inode.format)
+        if inode.kind is not Kind.FILE or view is None or view.recipe is None:
             return None
         row = self._index.image(inode.id)
-        if row is None or inode.frame not in self._frame_numbers(row, inode.format):
+        if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
-        recipe, digest = self._recipes[inode.format]
         frame = max(inode.frame - 1, 0)
-        key = Key(digest, row.original, frame, inode.version)
-        return Picture(key, Source(self._archive.path(row.hash), frame), recipe, row.pool)
+        key = Key(view.digest, row.original, frame, inode.version)
+        source = Source(self._archive.path(row.hash), frame)
+        return Picture(key, source, view.recipe, row.pool if view.policy else "", view.policy)
 
     def disk(self) -> os.statvfs_result:
         """Size and free space of the disk that holds the originals. Raises OSError."""
@@ -356,25 +434,25 @@ class Tree:
         return (members[-1].id if members else 0), sources
 
     def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:
-        """(folder, entry) of every file of this view that shows a member of a pool, as it is now."""
+        """(folder, entry) of every file that depends on a pool's decision, as it is now."""
         rows = self._index.pool_members(pool)
-        for shown in self.formats:
-            if shown == STORED:
+        for view in self._views.values():
+            if not view.policy:
                 continue
             for row in rows:
-                files = [(row, frame) for frame in self._frame_numbers(row, shown)]
-                for entry in self._file_entries(files, shown):
-                    yield Inode(Kind.EXAM, row.exam, shown), entry
+                files = [(row, frame) for frame in self._frame_numbers(row, view)]
+                for entry in self._file_entries(files, view):
+                    yield Inode(Kind.EXAM, row.exam, view.key), entry
 
     def files_of(self, instance: int) -> list[Entry]:
-        """Every rendered file that shows one instance, in every format of this view."""
+        """Every rendered file that shows one instance, in every format of this mount."""
         row = self._index.image(instance)
-        if row is None or not row.has_pixels:
+        if row is None:
             return []
         entries: list[Entry] = []
-        for shown in self.formats:
-            if shown != STORED:
-                entries += self._file_entries([(row, f) for f in self._frame_numbers(row, shown)], shown)
+        for view in self._views.values():
+            if view.recipe is not None:
+                entries += self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
         return entries
 
     @staticmethod

@@ -22,8 +22,9 @@ from dicomfs.errors import DicomfsError, WorkerStartFailed
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Recipe
 from dicomfs.present import Presenter
+from dicomfs.recipes import FORMATS, Kind
 from dicomfs.renditions import RENDITIONS_NAME, Key, Renditions
-from dicomfs.tree import STORED, Tree
+from dicomfs.tree import STORED, Tree, view_key
 from dicomfs.workers import Workers
 
 RESTART_S: Final = 5.0
@@ -78,13 +79,11 @@ async def _presenter(
     async with trio.open_nursery() as nursery:
         await nursery.start(rendering.keep)
         recipes = {}
-        for name in options.formats:
-            if name != STORED:
-                recipe = Recipe(name, quality=options.quality)
-                recipes[name] = (recipe, await rendering.workers.probe(recipe))
-        tree = Tree(
-            index, Archive(store), renditions, recipes, formats=options.formats, frames=options.frames
-        )
+        for key, recipe in _recipes(options).items():
+            if recipe is not None:
+                recipes[key] = (recipe, await rendering.workers.probe(recipe))
+        keys = tuple(_recipes(options))
+        tree = Tree(index, Archive(store), renditions, recipes, formats=keys, frames=options.frames)
         cache: Cache[Key, bytes] = Cache(options.cache, len)
         presenter = Presenter(
             tree,
@@ -98,6 +97,30 @@ async def _presenter(
         rendering.renewed = presenter.render_with
         yield presenter
         nursery.cancel_scope.cancel()
+
+
+def _recipes(options: MountOptions) -> dict[str, Recipe | None]:
+    """Key and recipe of every view that the options ask for, in their order; None: the stored bytes."""
+    views: dict[str, Recipe | None] = {}
+    for name in options.formats:
+        if name == STORED:
+            views[name] = None
+            continue
+        # A window makes no difference to what is not a picture.
+        windows = options.window if FORMATS[name].kind is Kind.PICTURE else options.window[:1]
+        for number, window in enumerate(windows):
+            views[view_key(name, number)] = Recipe(
+                name,
+                quality=options.quality,
+                window=window,
+                max_size=options.max_size,
+                square=options.square,
+                overlays=options.overlays,
+                shutters=options.shutters,
+                subtraction=options.subtraction,
+                marks=options.marks,
+            )
+    return views
 
 
 class _Rendering:

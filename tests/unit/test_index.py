@@ -22,19 +22,19 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def patients(index: Index) -> list[str]:
-    return [folder.name for folder in index.patient_page(0, 100, pictures=True)]
+    return [folder.name for folder in index.patient_page(0, 100, shows=1)]
 
 
 def exams(index: Index) -> list[str]:
-    found = index.patient_page(0, 100, pictures=True)
-    return [exam.name for patient in found for exam in index.exam_page(patient.id, 0, 100, pictures=True)]
+    found = index.patient_page(0, 100, shows=1)
+    return [exam.name for patient in found for exam in index.exam_page(patient.id, 0, 100, shows=1)]
 
 
 def images(index: Index) -> list[tuple[str, int, int, str]]:
     found = []
-    for patient in index.patient_page(0, 100, pictures=True):
-        for exam in index.exam_page(patient.id, 0, 100, pictures=True):
-            for row in index.image_page(exam.id, 0, 100, pictures=True):
+    for patient in index.patient_page(0, 100, shows=1):
+        for exam in index.exam_page(patient.id, 0, 100, shows=1):
+            for row in index.image_page(exam.id, 0, 100, shows=1):
                 found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
@@ -173,8 +173,8 @@ def test_modified_is_acquisition_unless_it_lies_in_the_future(
 def test_ids_are_the_sequence_of_the_original_that_created_them(index: Index) -> None:
     first, second, third = add(index, header(), header(sop_instance_uid="2.25.4"), other(9, patient_id="new"))
     assert (first, second, third) == (1, 2, 3)
-    assert [p.id for p in index.patient_page(0, 9, pictures=True)] == [first, third]
-    assert [row.id for row in index.image_page(first, 0, 9, pictures=True)] == [first, second]
+    assert [p.id for p in index.patient_page(0, 9, shows=1)] == [first, third]
+    assert [row.id for row in index.image_page(first, 0, 9, shows=1)] == [first, second]
     assert index.last_sequence() == 3
 
 
@@ -230,7 +230,7 @@ def test_reader_sees_what_another_connection_commits(tmp_path: Path, index: Inde
     assert reader.data_version() == before
     add(index, header())
     assert reader.data_version() != before
-    assert len(reader.patient_page(0, 9, pictures=True)) == 1
+    assert len(reader.patient_page(0, 9, shows=1)) == 1
     reader.close()
 
 
@@ -308,7 +308,7 @@ def test_damaged_index_is_unavailable(tmp_path: Path, index: Index) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises((StoreUnavailable, StoreMismatch)):
-        Index(path).patient_page(0, 1000, pictures=True)
+        Index(path).patient_page(0, 1000, shows=1)
 
 
 def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:

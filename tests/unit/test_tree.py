@@ -15,7 +15,7 @@ from dicomfs.index import Index
 from dicomfs.model import Header, PoolWindow
 from dicomfs.naming import fold
 from dicomfs.renditions import Decision, Key, Renditions
-from dicomfs.tree import FORMAT_CODES, Entry, Inode, Kind, Tree
+from dicomfs.tree import FORMAT_CODES, Entry, Inode, Kind, Tree, view_key
 from tests.made import RECEIVED, add, header, listed, tree, walk
 
 
@@ -42,19 +42,18 @@ def paths(found: dict[str, Entry]) -> list[str]:
 
 # Inodes
 
-ids = st.integers(1, 2**33 - 1)
+ids = st.integers(1, 2**32 - 1)
+keys = st.builds(view_key, st.sampled_from(list(FORMAT_CODES)), st.integers(0, 7))
 files = st.builds(
     Inode,
     st.just(Kind.FILE),
     ids,
-    st.sampled_from(list(FORMAT_CODES)),
+    keys,
     st.integers(0, 2**14 - 1),
-    st.integers(0, 2**10 - 1),
+    st.integers(0, 2**8 - 1),
 )
-folders = st.builds(
-    Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM]), ids, st.sampled_from(list(FORMAT_CODES))
-)
-tops = st.builds(Inode, st.just(Kind.TOP), st.just(0), st.sampled_from(["", *FORMAT_CODES]))
+folders = st.builds(Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM]), ids, keys)
+tops = st.builds(Inode, st.just(Kind.TOP), st.just(0), st.just("") | keys)
 inodes = st.one_of(files, folders, tops)
 
 
