@@ -56,6 +56,7 @@ EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
 MOUNT_HELPER_LIMIT_S: Final = 60.0
 SYSLOG_VARIABLE: Final = "DICOMFS_SYSLOG"
 """Set for a mount that mount(8) leaves behind: there is nobody to read its standard error."""
+CONSOLE: Final = "dicomfs console"
 SYSLOG_SOCKET: Final = Path("/dev/log")
 
 log = logging.getLogger("dicomfs.cli")
@@ -113,9 +114,11 @@ def _log_to_console(*, verbose: bool, quiet: bool) -> None:
         stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
         handler.setFormatter(logging.Formatter(f"{stamp}%(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger("dicomfs")
+    handler.set_name(CONSOLE)
+    for former in [h for h in root.handlers if h.get_name() == CONSOLE]:
+        root.removeHandler(former)  # of an earlier call in this process: its stream may be closed
     root.addHandler(handler)
     root.setLevel(level)
-    logging.getLogger("pynetdicom").addHandler(handler)
 
 
 # Arguments

@@ -11,7 +11,7 @@ from typing import BinaryIO, Final
 
 from dicomfs.errors import BadInstance, NotDicom, UsageError
 from dicomfs.header import read_file_meta
-from dicomfs.ingest import Ingest
+from dicomfs.ingest import Ingest, Prepared
 from dicomfs.model import Outcome, Receipt
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -53,37 +53,53 @@ def find(paths: Iterable[Path]) -> list[Path]:
 def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None]) -> None:
     """Take in every file; `done` is told of each, in order.
 
+    Numbers are given in the order of the files, so equal imports into equal stores give equal trees.
     Raises StoreFull or StoreUnavailable: what was reported before is durable, the rest is not stored.
     """
-    waiting: deque[Future[Result]] = deque()
+    reading: deque[tuple[Path, Future[Prepared | Result]]] = deque()
+    waiting: deque[tuple[Path, Future[Outcome] | Result]] = deque()
+
+    def advance() -> None:
+        path, future = reading.popleft()
+        read = future.result()
+        waiting.append((path, ingest.commit(read) if isinstance(read, Prepared) else read))
+
+    def report() -> None:
+        path, outcome = waiting.popleft()
+        done(outcome if isinstance(outcome, Result) else Result(path, outcome.result()))
+
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="import") as threads:
         try:
             for path in files:
-                waiting.append(threads.submit(_take_in_one, ingest, path))
-                if len(waiting) >= 4 * _THREADS:
-                    done(waiting.popleft().result())
+                reading.append((path, threads.submit(_read, ingest, path)))
+                if len(reading) >= 2 * _THREADS:
+                    advance()
+                if len(waiting) >= 2 * _THREADS:
+                    report()
+            while reading:
+                advance()
             while waiting:
-                done(waiting.popleft().result())
+                report()
         finally:
-            for future in waiting:
-                future.cancel()
+            for _, future in reading:
+                if not future.cancel() and future.exception() is None:
+                    read = future.result()
+                    if isinstance(read, Prepared):
+                        read.spool.close()
 
 
-def _take_in_one(ingest: Ingest, path: Path) -> Result:
+def _read(ingest: Ingest, path: Path) -> Prepared | Result:
+    """A file ready to be committed, or why it is not taken in. Raises StoreFull, StoreUnavailable."""
     try:
         if not path.is_file():
             return Result(path, None, "not a regular file", is_dicom=False)
         with path.open("rb") as file:
             meta = read_file_meta(file)
-            receipt = Receipt(
-                transfer_syntax=meta.transfer_syntax,
-                received=time.time(),
-                # UIDs of the file meta are not checked: files are edited, and the data set is what counts.
-                source_ae=meta.source_ae,
-            )
+            # UIDs of the file meta are not checked: files are edited, and the data set is what counts.
+            receipt = Receipt(meta.transfer_syntax, time.time(), meta.source_ae)
             file.seek(meta.data_set_offset)
             # What is refused stays where it is, so it need not be kept aside.
-            return Result(path, ingest.receive(_chunks(file), receipt, keep_refused=False))
+            return ingest.prepare(_chunks(file), receipt, keep_refused=False)
     except NotDicom as error:
         return Result(path, None, str(error), is_dicom=False)
     except BadInstance as error:

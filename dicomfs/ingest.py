@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Pending:
+class Prepared:
+    """A data set that is in the spool and only waits for its number."""
+
     spool: Spool
     header: Header
     receipt: Receipt
@@ -56,7 +58,7 @@ class Ingest:
         self.store = store
         self.archive = archive
         self._index = index
-        self._queue: queue.SimpleQueue[_Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -89,7 +91,17 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        with _storage_errors("the archive"), self.archive.spool(receipt.transfer_syntax) as spool:
+        return self.commit(self.prepare(parts, receipt, keep_refused=keep_refused)).result()
+
+    def prepare(
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
+    ) -> Prepared:
+        """The first half of `receive`: spool and judge one data set, which nobody sees yet.
+
+        Hand the result to `commit`, or close its spool. Raises as `receive`.
+        """
+        with _storage_errors("the archive"), ExitStack() as undo:
+            spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
             for part in parts:
                 spool.write(part)
             try:
@@ -106,12 +118,21 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
-            pending = _Pending(spool, header, receipt, meta)
-            with self._closing:
-                if self._closed:
-                    raise StoreUnavailable("the store is being closed: nothing is taken in any more")
-                self._queue.put(pending)
-            return pending.done.result()
+            undo.pop_all()
+        return Prepared(spool, header, receipt, meta)
+
+    def commit(self, prepared: Prepared) -> "Future[Outcome]":
+        """The second half of `receive`: the outcome, or StoreFull, StoreUnavailable, in a future.
+
+        Sequence numbers are given in the order of these calls. Raises StoreUnavailable when closed.
+        """
+        prepared.done.add_done_callback(lambda _: prepared.spool.close())
+        with self._closing:
+            if not self._closed:
+                self._queue.put(prepared)
+                return prepared.done
+        prepared.spool.close()
+        raise StoreUnavailable("the store is being closed: nothing is taken in any more")
 
     @staticmethod
     def _header(spool: Spool, receipt: Receipt) -> Header:
@@ -162,7 +183,7 @@ class Ingest:
             if ending:
                 return
 
-    def _settle(self, batch: list[_Pending]) -> None:
+    def _settle(self, batch: list[Prepared]) -> None:
         """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""
         try:
             outcomes = self._commit(batch)
@@ -176,7 +197,7 @@ class Ingest:
             for pending, outcome in zip(batch, outcomes, strict=True):
                 pending.done.set_result(outcome)
 
-    def _commit(self, batch: list[_Pending]) -> list[Outcome]:
+    def _commit(self, batch: list[Prepared]) -> list[Outcome]:
         new: list[Spool] = []
         folders: set[Path] = set()
         try:
@@ -192,7 +213,7 @@ class Ingest:
             raise
         return outcomes
 
-    def _place(self, writer: Writer, pending: _Pending, new: list[Spool], folders: set[Path]) -> Outcome:
+    def _place(self, writer: Writer, pending: Prepared, new: list[Spool], folders: set[Path]) -> Outcome:
         """Settle one data set inside the transaction; notes what was published, and where."""
         spool, header, receipt = pending.spool, pending.header, pending.receipt
         uid = header.sop_instance_uid

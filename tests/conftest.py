@@ -27,11 +27,14 @@ def log_guard(request: pytest.FixtureRequest) -> Iterator[list[logging.LogRecord
     """
     collector = _Collector()
     logger = logging.getLogger("dicomfs")
+    handlers, level = list(logger.handlers), logger.level
     logger.addHandler(collector)
     try:
         yield collector.records
     finally:
-        logger.removeHandler(collector)
+        # Commands that were run in this process have set up logging for themselves.
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
     if collector.records and not _TAKEN_BY & set(request.fixturenames):
         lines = [f"{r.levelname} {r.name}: {r.getMessage()}" for r in collector.records]
         pytest.fail("logged, and not expected:\n" + "\n".join(lines), pytrace=False)

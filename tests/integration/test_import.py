@@ -149,3 +149,19 @@ def test_the_same_uids_with_other_bytes_keep_both_and_show_the_first(tmp_path: P
     finally:
         index.close()
     assert shown.ImageComments == dcmread(sample("CT_small.dcm")).ImageComments != "another"
+
+
+def test_numbers_are_given_in_the_order_of_the_files(tmp_path: Path) -> None:
+    """So that equal files give equal trees, whichever of several threads was faster."""
+    data_set = dcmread(sample("CT_small.dcm"))
+    for number in range(1, 61):
+        data_set.SOPInstanceUID = data_set.file_meta.MediaStorageSOPInstanceUID = UID(f"2.25.{number}")
+        data_set.InstanceNumber = number
+        data_set.save_as(tmp_path / f"{number:03}.dcm")
+    files = sorted(str(path) for path in tmp_path.glob("*.dcm"))
+    assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), *files]) == cli.OK
+    index = Index(tmp_path / "s" / "index.sqlite3")
+    try:
+        assert [row.number for row in index.image_page(1, 0, 100, shows=0)] == list(range(1, 61))
+    finally:
+        index.close()

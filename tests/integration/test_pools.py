@@ -53,7 +53,13 @@ class Painters:
     seen: list[Source] = field(default_factory=list)
     extra: bytes = b""
 
-    async def decide_pool(self, members: Sequence[Source], *, background: bool = False) -> PoolWindow:  # noqa: ARG002  as Workers
+    async def decide_pool(
+        self,
+        members: Sequence[Source],
+        policy: str = "auto",  # noqa: ARG002  as Workers
+        *,
+        background: bool = False,  # noqa: ARG002  as Workers
+    ) -> PoolWindow:
         self.decided += 1
         self.seen = list(members)
         window = self.window
