@@ -19,6 +19,9 @@ from dicomfs.model import PoolWindow
 HEADER = PoolWindow(None, None, "header")
 HEADROOM = 1.1
 """Rule A ends a tenth above P99.9: half the clipped blood for a tenth of the contrast."""
+LEAST_PIXELS_ABOVE = 8
+"""Pixels of each image that may lie above P99.9: of 64 x 64 it would be four: all of them hot ones."""
+MOST_PERCENT_ABOVE = 0.5
 MINMAX_TOLERANCE = 0.03
 STEADY_WIDTHS = 1.25
 FULL_RANGE = 0.95
@@ -26,9 +29,13 @@ HEAD_PARTS = ("HEAD", "BRAIN", "SKULL")
 
 _RADIOGRAPHS = ("CR", "DX", "MG", "IO", "PX")
 _X_RAY_RUNS = ("XA", "RF")
+_BLACK_FRAMES = ("CT", *_X_RAY_RUNS)
+"""Where a frame below its window is a slice of air or a run before its contrast, and black is right."""
 _MEASURED = ("MR", "NM", "PT", "RTDOSE", "SEG")
 """Modalities whose rule looks at pixels whatever the header says."""
 _PHASE_TYPES = frozenset({"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"})
+_SIGMOID_END = 1.56
+"""Widths from the centre where a sigmoid is within half a grey level of its end: ln(509) / 4."""
 _PALE_BITS = 8
 """Up to here values are meant for the screen as they are."""
 
@@ -40,22 +47,43 @@ def own(display: Display, measured: Callable[[], Member]) -> tuple[Modality, Voi
     """The frame's own header window and the units it is meant in; None when it has no usable one.
 
     Philips MR and PET headers may carry a rescale that was added without adapting the window: one that
-    lies off the modality values but on the stored values is meant for those. `measured` is asked only
-    where that is possible.
+    lies off the modality values but on the stored values is meant for those. A trusted window that would
+    make the whole image white, or black where that cannot be, is not usable. `measured` is asked only where
+    that is possible.
     """
-    if not display.windows:
-        return None
-    voi = display.windows[-1] if display.modality in _RADIOGRAPHS else display.windows[0]
+    voi = _preferred(display)
     if not isinstance(voi, Window):
-        return display.transformation, voi
-    if display.bits <= _PALE_BITS and _is_identity(voi):
-        return None
-    if _is_trusted(display) or display.transformation == Rescale():
+        return None if voi is None else (display.transformation, voi)
+    if _is_trusted(display):
+        return None if _shows_nothing(voi, measured()) else (display.transformation, voi)
+    if display.transformation == Rescale():
         return display.transformation, voi
     member = measured()
     if not _overlaps(voi, member.values, member.counts) and _overlaps(voi, member.stored, member.counts):
         return Rescale(), voi
     return display.transformation, voi
+
+
+def _preferred(display: Display) -> Voi | None:
+    """The one of the header's windows that counts; None for none, and for 8 bits shown as they are."""
+    if not display.windows:
+        return None
+    voi = display.windows[-1] if display.modality in _RADIOGRAPHS else display.windows[0]
+    plain = isinstance(voi, Window) and display.bits <= _PALE_BITS and _is_identity(voi)
+    return None if plain else voi
+
+
+def _shows_nothing(window: Window, member: Member) -> bool:
+    """True when every value of an image that has several lies beyond the same end of the window."""
+    values = member.values[np.isfinite(member.values)]
+    if values.size < 2:
+        return False
+    low, high = window.limits
+    if window.function == "SIGMOID":
+        reach = _SIGMOID_END * window.width
+        low, high = window.centre - reach, window.centre + reach
+    least, most = float(values.min()), float(values.max())
+    return least >= high or (most <= low and member.display.modality not in _BLACK_FRAMES)
 
 
 def _is_trusted(display: Display) -> bool:
@@ -98,6 +126,21 @@ def _says_enough(members: Sequence[Member]) -> bool:
     return max(widths) <= STEADY_WIDTHS * min(widths)
 
 
+def _common(members: Sequence[Member]) -> PoolWindow:
+    """The headers' windows if they are all one, else, of nearly equal ones, the median for all.
+
+    Windows that change a little from phase to phase make a cine flicker a little.
+    """
+    found = [one for member in members if (one := _own(member)) is not None]
+    linear = [voi for _, voi in found if isinstance(voi, Window) and voi.function != "SIGMOID"]
+    if len(set(linear)) < 2 or len(linear) < len(members):
+        return HEADER
+    if any(units != member.display.transformation for (units, _), member in zip(found, members, strict=True)):
+        return HEADER
+    low, high = np.median([voi.limits for voi in linear], axis=0).tolist()
+    return PoolWindow(low, high, f"header, median of {len(members)} images")
+
+
 def _is_uninformative(window: Window, values: Floats, member: Member) -> bool:
     """A window that says nothing: the image's own extremes, the whole bit range, or beside the image."""
     if not values.size:
@@ -138,12 +181,21 @@ def _between(low: float, high: float, pool: Pool, reason: str) -> PoolWindow:
 def _adaptive(members: Sequence[Member]) -> PoolWindow:
     """Rule A: P0.1 to P99.9 and a tenth above, but never beyond the brightest pixel.
 
+    At least eight pixels of each image are above, so that P99.9 of a small one is not a hot pixel.
     Collimator borders are left out where there can be any.
     """
     pool = _unshuttered(members)
-    low, high = pool.percentile(0.1), pool.percentile(99.9)
+    most = 100 - _percent_above(pool, len(members))
+    low, high = pool.percentile(0.1), pool.percentile(most)
     high = min(low + HEADROOM * (high - low), pool.percentile(100))
-    return _between(low, high, pool, f"P0.1-P99.9 + 10 %{_over(members)}")
+    return _between(low, high, pool, f"P0.1-P{most:.1f} + 10 %{_over(members)}")
+
+
+def _percent_above(pool: Pool, images: int) -> float:
+    """0.1, more for images so small that it would be but a few pixels of each."""
+    pixels = int(pool.counts.sum())
+    few = 100 * LEAST_PIXELS_ABOVE * images / pixels if pixels else 0.0
+    return min(max(0.1, few), MOST_PERCENT_ABOVE)
 
 
 def _percentiles(members: Sequence[Member], low: float, high: float) -> PoolWindow:
@@ -184,7 +236,7 @@ def _mr(members: Sequence[Member]) -> PoolWindow:
     display = members[0].display
     ends = modality_values(np.array(display.stored_range), display.transformation)
     if _says_enough(members):
-        return HEADER
+        return _common(members)
     if ends.min() < 0 and _PHASE_TYPES & set(display.image_type[2:]):
         pool = pooled(members)
         extremes = ends if display.bits <= 12 else np.array([pool.percentile(0.1), pool.percentile(99.9)])
@@ -276,13 +328,9 @@ def from_header(display: Display) -> PoolWindow | None:
         return PoolWindow(0.0, 5 / display.suv_scale, "0 to 5 SUV")
     if display.modality in _MEASURED or not _is_trusted(display):
         return None
-    if own(display, _unasked) is not None:
+    if _preferred(display) is not None:
         return HEADER
     return _identity(display) if display.bits <= _PALE_BITS else None
-
-
-def _unasked() -> Member:
-    raise AssertionError("a trusted header needs no measurement")
 
 
 def decide(members: Sequence[Member]) -> PoolWindow:

@@ -17,6 +17,8 @@ from tests.quality.report import Gate, Row, Shown, Tally, worst
 MEDIAN_GAIN, LEAST_GAIN = 1.1, 0.95
 HIGH, LOW = 0.005, 0.02
 LESS_ENTROPY = 0.15
+LEAST_PIXELS = 256
+"""Of body; percentiles and shares of fewer mean nothing."""
 
 
 class Contrast:
@@ -31,7 +33,8 @@ class Contrast:
         """Every distinct grey image of more than 8 bits."""
         adaptive = shown.window.reason.startswith(("P", "minimum", "0 to P"))
         for image, pictures in shown.new():
-            if image.bits <= 8 or image.values.min() == image.values.max():
+            small = image.body.sum() < LEAST_PIXELS
+            if small or image.bits <= 8 or image.values.min() == image.values.max():
                 continue
             series = f"{image.name} and its series"
             series = self._series.setdefault(str(image.ds.get("SeriesInstanceUID") or image.name), series)
@@ -58,7 +61,10 @@ class Contrast:
         median = statistics.median(gains.values()) if gains else 0.0
         held = median >= MEDIAN_GAIN and min(gains.values()) >= LEAST_GAIN if gains else None
         demand = f"x min-max: median >= {MEDIAN_GAIN}, never < {LEAST_GAIN}"
-        notes = [f"{median:.2f} x min-max in the median; least:", *worst(gains, smallest=True)]
+        notes = [
+            f"{median:.2f} x min-max in the median; least:",
+            *worst(gains, smallest=True, most=len(gains)),
+        ]
         yield Row("used range, MR series, no telling header: median", len(gains), self._used.medians(),
                   Gate(demand, held), notes)  # fmt: skip
         for what, tally, limit in (("high", self._high, HIGH), ("low", self._low, LOW)):

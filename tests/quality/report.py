@@ -112,10 +112,12 @@ class _Figure(Protocol):
     def __call__(self, found: list[float], /) -> str: ...
 
 
-def worst(found: Mapping[str, float], form: str = "{:.2f}", *, smallest: bool = False) -> list[str]:
+def worst(
+    found: Mapping[str, float], form: str = "{:.2f}", *, smallest: bool = False, most: int = WORST
+) -> list[str]:
     """The worst cases with their figures."""
     order = sorted(found.items(), key=lambda item: item[1], reverse=not smallest)
-    return [f"{form.format(value)}  {case}" for case, value in order[:WORST]]
+    return [f"{form.format(value)}  {case}" for case, value in order[:most]]
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from tests.quality.report import Row, Shown
 COLUMNS = {ROUGH: "minimum to maximum", HEADER: "header window", OURS: "dicomfs"}
 SIDE, GAP, LINE = 256, 4, 18
 MOST_OTHERS = 6
+LEAST_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,11 @@ class Sheet:
         complete = [
             (image, [picture for name in COLUMNS if (picture := pictures.get(name)) is not None])
             for image, pictures in zip(shown.images, shown.pictures, strict=True)
-            if image.bits > 8
+            if image.bits > 8 and min(image.values.shape) >= LEAST_SIDE and image.name not in shown.copies
         ]
         complete = [(image, found) for image, found in complete if len(found) == len(COLUMNS)]
+        if len(complete) < len(shown.images):
+            return
         if len(complete) >= LEAST_PHASES and complete[0][0].modality == "MR":
             means = np.array([float(found[1].mean()) for _, found in complete])
             order = np.argsort(means, kind="stable")
