@@ -19,9 +19,10 @@ from dicomfs.model import PoolWindow
 HEADER = PoolWindow(None, None, "header")
 HEADROOM = 1.1
 """Rule A ends a tenth above P99.9: half the clipped blood for a tenth of the contrast."""
-LEAST_PIXELS_ABOVE = 8
-"""Pixels of each image that may lie above P99.9: of 64 x 64 it would be four: all of them hot ones."""
-MOST_PERCENT_ABOVE = 0.5
+HOT_PIXELS = 8
+"""Pixels of each image that are left out when they lie far above all others."""
+HOT_DISTANCE = 2.0
+"""How far: twice as far above P0.1 as the brightest of the others."""
 MINMAX_TOLERANCE = 0.03
 STEADY_WIDTHS = 1.25
 FULL_RANGE = 0.95
@@ -181,21 +182,22 @@ def _between(low: float, high: float, pool: Pool, reason: str) -> PoolWindow:
 def _adaptive(members: Sequence[Member]) -> PoolWindow:
     """Rule A: P0.1 to P99.9 and a tenth above, but never beyond the brightest pixel.
 
-    At least eight pixels of each image are above, so that P99.9 of a small one is not a hot pixel.
-    Collimator borders are left out where there can be any.
+    Hot pixels are left out, and collimator borders where there can be any.
     """
-    pool = _unshuttered(members)
-    most = 100 - _percent_above(pool, len(members))
-    low, high = pool.percentile(0.1), pool.percentile(most)
+    pool = _unspiked(_unshuttered(members), len(members))
+    low, high = pool.percentile(0.1), pool.percentile(99.9)
     high = min(low + HEADROOM * (high - low), pool.percentile(100))
-    return _between(low, high, pool, f"P0.1-P{most:.1f} + 10 %{_over(members)}")
+    return _between(low, high, pool, f"P0.1-P99.9 + 10 %{_over(members)}")
 
 
-def _percent_above(pool: Pool, images: int) -> float:
-    """0.1, more for images so small that it would be but a few pixels of each."""
-    pixels = int(pool.counts.sum())
-    few = 100 * LEAST_PIXELS_ABOVE * images / pixels if pixels else 0.0
-    return min(max(0.1, few), MOST_PERCENT_ABOVE)
+def _unspiked(pool: Pool, images: int) -> Pool:
+    """The pool without hot pixels: in an image of 64 x 64, half a dozen are more than 0.1 %."""
+    few, pixels = HOT_PIXELS * images, int(pool.counts.sum())
+    if pixels < 100 * few:
+        return pool
+    low, rest = pool.percentile(0.1), pool.percentile(100 * (1 - few / pixels))
+    keep = pool.values <= low + HOT_DISTANCE * (rest - low)
+    return Pool(pool.values[keep], pool.counts[keep]) if rest > low else pool
 
 
 def _percentiles(members: Sequence[Member], low: float, high: float) -> PoolWindow:
@@ -259,9 +261,11 @@ def _ct(members: Sequence[Member]) -> PoolWindow:
     )
     if not hounsfield:
         return _adaptive(members)
-    if any(part in display.body_part for part in HEAD_PARTS):
-        return PoolWindow(35 - 55, 35 + 55, "CT head: 35/110")
-    return PoolWindow(40 - 200, 40 + 200, "CT body: 40/400")
+    head = any(part in display.body_part for part in HEAD_PARTS)
+    centre, width, name = (35, 110, "CT head: 35/110") if head else (40, 400, "CT body: 40/400")
+    if all(_shows_nothing(Window(centre, width), member) for member in members):
+        return _adaptive(members)
+    return PoolWindow(centre - width / 2, centre + width / 2, name)
 
 
 def _nm(members: Sequence[Member]) -> PoolWindow:

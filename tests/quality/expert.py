@@ -19,6 +19,8 @@ from tests.quality.pictures import mean_absolute_difference, ssim
 from tests.quality.report import Gate, Row, Shown, Tally, worst
 
 MOST_DIFFERENCE, LEAST_SSIM = 11.0, 0.82
+LEAST_SERIES = 8
+"""A median of fewer proves nothing either way."""
 _HIDDEN = ("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence", "WindowCenterWidthExplanation")
 
 
@@ -34,10 +36,10 @@ class Expert:
         """One pool, if its series was not looked at yet."""
         images = [image for image, _ in shown.new()]
         middle = images[len(images) // 2] if images else None
-        if middle is None or middle.bits <= 8 or middle.window_class != "informative":
+        if middle is None or not middle.is_measurable or middle.window_class != "informative":
             return
         series = str(middle.ds.get("SeriesInstanceUID") or middle.name)
-        if series in self._seen or middle.values.min() == middle.values.max():
+        if series in self._seen:
             return
         with TemporaryDirectory(prefix="dicomfs-quality-") as folder:
             hidden = _hide(shown.pool.images, Path(folder))
@@ -63,7 +65,7 @@ class Expert:
     def rows(self) -> Iterator[Row]:
         """Medians by modality."""
         for modality in sorted(self._difference, key=lambda name: (name != "MR", name)):
-            gated = modality == "MR"
+            gated = modality == "MR" and len(self._difference[modality].of(OURS)) >= LEAST_SERIES
             difference, similarity = self._difference[modality], self._similarity[modality]
             found, alike = difference.of(OURS), similarity.of(OURS)
             gate = Gate(f"<= {MOST_DIFFERENCE:g}", statistics.median(found.values()) <= MOST_DIFFERENCE)

@@ -5,7 +5,6 @@ the two are known to mean different things an image is not compared, and counted
 says how many pictures are, pixel for pixel, what PS3.3's formula gives in double precision.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,14 +14,15 @@ from tests.quality.images import HeaderWindow, Image, Picture, has_functional_gr
 from tests.quality.report import Gate, Row, Shown
 
 MOST, SHARE = 1, 0.99
+NAMED = 4
 
 
 class Fidelity:
     """Share of images whose greatest difference is at most 1; share of those that equal the formula."""
 
     def __init__(self) -> None:
-        self._found: dict[str, dict[str, tuple[int, float, str]]] = {}
-        self._left_out: Counter[str] = Counter()
+        self._found: dict[str, dict[str, tuple[int, float]]] = {}
+        self._left_out: dict[str, list[str]] = {}
         self._equal: dict[str, bool] = {}
 
     def look(self, shown: Shown) -> None:
@@ -35,7 +35,7 @@ class Fidelity:
             reference = pictures[FIDELITY]
             reason = "DCMTK cannot read it" if reference is None else _incomparable(image)
             if reason or reference is None:
-                self._left_out[reason] += 1
+                self._left_out.setdefault(reason, []).append(image.name)
                 continue
             inside = ~image.padding  # DCMTK shows padding as if it were image
             contenders = {OURS: mine, HEADER: pictures[HEADER], ORTHANC: pictures[ORTHANC]}
@@ -43,8 +43,7 @@ class Fidelity:
                 if picture is not None and picture.shape == reference.shape:
                     difference = np.abs(picture.astype(int) - reference)[inside]
                     most, mean = int(difference.max(initial=0)), float(difference.mean())
-                    cause = "" if most <= MOST else _cause(image)
-                    self._found.setdefault(name, {})[image.name] = most, mean, cause
+                    self._found.setdefault(name, {})[image.name] = most, mean
 
     def _compare_with_formula(self, image: Image, mine: Picture | None, formula: Picture | None) -> None:
         if mine is not None and formula is not None and not _cause_known(image):
@@ -54,20 +53,22 @@ class Fidelity:
     def rows(self) -> Iterator[Row]:
         """Every outlier of ours is named."""
         shares = {
-            name: f"{100 * sum(most <= MOST for most, _, _ in found.values()) / len(found):.1f} %"
+            name: f"{100 * sum(most <= MOST for most, _ in found.values()) / len(found):.1f} %"
             for name, found in self._found.items()
         }
         mine = self._found.get(OURS, {})
-        good = sum(most <= MOST for most, _, _ in mine.values())
+        good = sum(most <= MOST for most, _ in mine.values())
         notes = [
-            f"max {most}, mean {mean:.2f}  {case}: {cause}"
-            for case, (most, mean, cause) in sorted(mine.items())
+            f"max {most}, mean {mean:.2f}  {case}: UNEXPLAINED"
+            for case, (most, mean) in sorted(mine.items())
             if most > MOST
         ]
-        notes += [f"not compared: {count}, {reason}" for reason, count in self._left_out.most_common()]
+        for reason, names in self._left_out.items():
+            notes.append(f"not compared, {len(names)}: {reason}: {', '.join(names[:NAMED])}")
+            notes[-1] += " …" if len(names) > NAMED else ""
         if mine:
             notes.append(
-                f"greatest mean difference {max(m for most, m, _ in mine.values() if most <= MOST):.2f}"
+                f"greatest mean difference {max(m for most, m in mine.values() if most <= MOST):.2f}"
             )
         figures = {name: shares[name] for name in NAMES if name in shares}
         gate = Gate("dicomfs >= 99 %", good >= SHARE * len(mine) if mine else None)
@@ -82,14 +83,14 @@ class Fidelity:
 def _incomparable(image: Image) -> str:
     """Why DCMTK and the standard are known to differ on this image; empty: they are not."""
     ds, window = image.ds, image.window
+    if known := _cause_known(image):
+        return known
     if has_functional_groups(ds):
         return "functional groups: DCMTK applies the shared rescale only"
     if window is not None and window.function == "LINEAR_EXACT":
         return "LINEAR_EXACT: DCMTK takes it for LINEAR"
     if window is not None and window.function == "SIGMOID":
         return "SIGMOID: DCMTK takes it for LINEAR unless told +Wfs"
-    if ds.get("VOILUTSequence"):
-        return "a VOI LUT beside the window: alternatives, dicomfs prefers it for radiographs"
     if ds.get_item("WindowCenter") is not None and ds.get_item("WindowCenter").VR == "UN":
         return "VR UN: DCMTK does not see the window"
     signed = ds.get("PixelRepresentation") == 1
@@ -99,21 +100,22 @@ def _incomparable(image: Image) -> str:
     return ""
 
 
-def _cause(image: Image) -> str:
-    """Category of a difference, from what can be tested."""
-    return _cause_known(image) or "UNEXPLAINED"
-
-
 def _cause_known(image: Image) -> str:
     """Why dicomfs itself departs from the header's window; empty: it does not."""
     if image.ds.get("VOILUTSequence"):
         return "a VOI LUT beside the window"
     if image.window_class == "off-data" or (image.window is not None and _beside(image, image.window)):
-        return "the window lies beside the modality values, so it is tried on stored values, or not used"
-    low, high = image.window.ends if image.window is not None else (0.0, 0.0)
-    if image.bits <= 8 and abs(low) <= 1.5 and abs(high - 255) <= 2.5:
-        return "a window of all 8 bits, give or take one: shown as they are"
-    return ""
+        return "the window lies beside the modality values: tried on stored values, else not used"
+    return _IDENTITY if image.window is not None and _is_identity(image, image.window) else ""
+
+
+_IDENTITY = "a window of all 8 bits, give or take one or two: dicomfs shows them as they are"
+
+
+def _is_identity(image: Image, window: HeaderWindow) -> bool:
+    """127/254, 128/256 and the like."""
+    low, high = window.ends
+    return image.bits <= 8 and abs(low) <= 1.5 and abs(high - 255) <= 2.5
 
 
 def _beside(image: Image, window: HeaderWindow) -> bool:

@@ -1,13 +1,14 @@
 """Flicker: how much more the brightness of a cine moves from phase to phase than the signal itself does.
 
-    M    body mask of the mean of all phases, the same for all
+    M    pixels of the body mask of the mean of all phases that are neither 0 nor 255 in any phase
     g_k  mean grey value in M of phase k;  r_k: mean modality value there
-    s, t least squares line, grey = s * value + t, through the pixels in M of all phases that are not 0 or 255
-    flicker = sd_k(g_k) - |s| * sd_k(r_k)                          in grey levels
-    pumping = sd_k of the mean of grey - (s * value + t) over the same pixels of phase k
+    s, t least squares line, grey = s * value + t, through the pixels in M of all phases
+    flicker = sd_k(g_k) - |s| * sd_k(r_k)    in grey levels
+    pumping = sd_k(g_k - s * r_k)
 
-A linear window that is the same for all phases has flicker and pumping 0, whatever the heart does. Flicker
-can be negative, when a window moves against the signal or clips what moves; pumping cannot.
+A linear window that is the same for all phases has flicker and pumping 0 but for rounding, whatever the heart
+does. Flicker can be negative, when a window moves against the signal; pumping cannot. Clipped pixels have
+figures of their own.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from tests.quality.report import Gate, Row, Shown, Tally, worst
 
 LIMIT = 0.1
 LEAST_PHASES = 5
+LEAST_SHARE = 0.1
 
 
 class Flicker:
@@ -43,10 +45,12 @@ class Flicker:
             grey = _all([pictures.get(name) for pictures in shown.pictures])
             if grey is not None and grey.shape == values.shape:
                 shown_grey = np.stack([first.shown(one) for one in grey])[:, inside].astype(np.float64)
-                flicker, pumping = measure(shown_grey, raw)
+                found = measure(shown_grey, raw)
+                if found is None:
+                    continue
                 case = f"{shown.pool.name} and {len(values) - 1} more: {shown.window.reason}"
-                self._flicker.add(name, case, flicker)
-                self._pumping.add(name, case, pumping)
+                self._flicker.add(name, case, found[0])
+                self._pumping.add(name, case, found[1])
 
     def rows(self) -> Iterator[Row]:
         """Both figures, the greatest of all pools."""
@@ -57,17 +61,15 @@ class Flicker:
         yield Row("pumping: greatest, grey levels", len(found), self._pumping.greatest(2))
 
 
-def measure(grey: Floats, raw: Floats) -> tuple[float, float]:
-    """Flicker and pumping of pixels of shape (phases, pixels)."""
-    graded = (grey > 0) & (grey < 255)
-    x, y = raw[graded], grey[graded]
-    if x.size < 2 or x.min() == x.max():
-        return 0.0, 0.0
-    slope = float(np.cov(x, y)[0, 1] / x.var(ddof=1))
-    offset = float(y.mean() - slope * x.mean())
-    rest = np.where(graded, grey - (slope * raw + offset), 0.0)
-    pumping = rest.sum(axis=1) / np.maximum(graded.sum(axis=1), 1)
-    return float(grey.mean(axis=1).std() - abs(slope) * raw.mean(axis=1).std()), float(pumping.std())
+def measure(grey: Floats, raw: Floats) -> tuple[float, float] | None:
+    """Flicker and pumping of pixels of shape (phases, pixels); None when nearly all are black or white."""
+    graded = ((grey > 0) & (grey < 255)).all(axis=0)
+    grey, raw = grey[:, graded], raw[:, graded]
+    if graded.mean() < LEAST_SHARE or raw.min() == raw.max():
+        return None
+    slope = float(np.cov(raw.ravel(), grey.ravel())[0, 1] / raw.var(ddof=1))
+    brightness, signal = grey.mean(axis=1), slope * raw.mean(axis=1)
+    return float(brightness.std() - signal.std()), float((brightness - signal).std())
 
 
 def _all(pictures: list[Picture | None]) -> Picture | None:

@@ -36,6 +36,8 @@ Mask = NDArray[np.bool_]
 MAX_FRAMES = 12
 """Frames of a multi-frame image that are looked at, evenly spaced."""
 MAX_POOL = 40
+LEAST_SIDE = 48
+"""Rows and columns below which percentiles, shares and windows mean nothing: thumbnails, test patterns."""
 UNREADABLE = (*DAMAGE, OSError, struct.error)
 """What pydicom and the decoders raise on files that they cannot read."""
 
@@ -145,6 +147,12 @@ class Image:
     def window_class(self) -> str:
         """What the header's window is worth: none, minmax-like, full-range, off-data or informative."""
         return _class(self.window, self.values[~self.padding], self.bits)
+
+    @cached_property
+    def is_measurable(self) -> bool:
+        """Of more than 8 bits, large enough, not constant: a window makes a difference."""
+        large = min(self.stored.shape) >= LEAST_SIDE
+        return self.bits > 8 and large and bool(self.values.min() < self.values.max())
 
     @property
     def inverted(self) -> bool:

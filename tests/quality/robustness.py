@@ -32,11 +32,16 @@ class HotPixels:
     def look(self, shown: Shown) -> None:
         """One image of each series, sixteen at most."""
         image = next((image for image, _ in shown.new()), None)
-        if image is None or image.modality != "MR" or image.bits <= 8 or image.ds.get("BitsAllocated") != 16:
+        if image is None or image.modality != "MR" or not image.is_measurable:
             return
         series = str(image.ds.get("SeriesInstanceUID") or image.name)
         single = number(image.ds, "NumberOfFrames") in {None, 1.0}
-        if series in self._seen or len(self._seen) >= MOST_IMAGES or not single:
+        if (
+            image.ds.get("BitsAllocated") != 16
+            or series in self._seen
+            or len(self._seen) >= MOST_IMAGES
+            or not single
+        ):
             return
         self._seen.add(series)
         with TemporaryDirectory(prefix="dicomfs-quality-") as folder:
@@ -88,9 +93,9 @@ class Flat:
                 continue
             self._count += 1
             for name, picture in pictures.items():
-                flat = self._flat.setdefault(name, [])
-                if picture is not None and picture.min() == picture.max():
-                    flat.append(image.name)
+                if picture is not None:
+                    flat = self._flat.setdefault(name, [])
+                    flat += [image.name] * int(picture.min() == picture.max())
 
     def rows(self) -> Iterator[Row]:
         """How many."""

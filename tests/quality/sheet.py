@@ -16,7 +16,6 @@ from tests.quality.report import Row, Shown
 COLUMNS = {ROUGH: "minimum to maximum", HEADER: "header window", OURS: "dicomfs"}
 SIDE, GAP, LINE = 256, 4, 18
 MOST_OTHERS = 6
-LEAST_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +39,7 @@ class Sheet:
         complete = [
             (image, [picture for name in COLUMNS if (picture := pictures.get(name)) is not None])
             for image, pictures in zip(shown.images, shown.pictures, strict=True)
-            if image.bits > 8 and min(image.values.shape) >= LEAST_SIDE and image.name not in shown.copies
+            if image.is_measurable and image.name not in shown.copies
         ]
         complete = [(image, found) for image, found in complete if len(found) == len(COLUMNS)]
         if len(complete) < len(shown.images):
