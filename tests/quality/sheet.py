@@ -1,4 +1,10 @@
-"""The contact sheet: minimum to maximum | the header's window | dicomfs, a row for each image."""
+"""The contact sheet: minimum to maximum | the header's window | dicomfs, a row for each image.
+
+`cine.jpg` beside this file is one, of the short-axis cine of the Sunnybrook preclinical EP data set
+(github.com/WrightGroupSRI/ep-dataset, CC0 1.0), GE FIESTA:
+
+    python -m tests.quality --packaged none --data FOLDER-OF-THE-CINE --sheet tests/quality/cine.jpg
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
