@@ -50,7 +50,8 @@ class Sheet:
         complete = [(image, found) for image, found in complete if len(found) == len(COLUMNS)]
         if len(complete) < len(shown.images):
             return
-        if len(complete) >= LEAST_PHASES and complete[0][0].modality == "MR":
+        phases = len({image.path for image, _ in complete})
+        if phases >= LEAST_PHASES and complete[0][0].modality == "MR":
             means = np.array([float(found[1].mean()) for _, found in complete])
             order = np.argsort(means, kind="stable")
             if float(means.std()) > self._cine[0]:
