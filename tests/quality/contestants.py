@@ -7,8 +7,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image as Pil
@@ -30,7 +32,10 @@ NAMES = (OURS, HEADER, ROUGH, *DCMTK, ORTHANC)
 LIMIT_S = 20.0
 """Longest that one picture of another program may take."""
 
-PNG = Recipe("png")
+_ADDITIONS = ("square", "overlays", "shutters", "subtraction")
+_OFF: dict[str, Any] = {one.name: False for one in fields(Recipe) if one.name in _ADDITIONS}
+PNG = replace(Recipe("png"), **_OFF)
+"""Lossless, every stored pixel, and nothing but these: what can be compared."""
 EACH_ITS_OWN = PoolWindow(None, None, "header")
 
 Pictures = Mapping[str, Picture | None]

@@ -46,7 +46,9 @@ class Fidelity:
                     self._found.setdefault(name, {})[image.name] = most, mean
 
     def _compare_with_formula(self, image: Image, mine: Picture | None, formula: Picture | None) -> None:
-        if mine is not None and formula is not None and not _cause_known(image):
+        if mine is None or formula is None or mine.shape != formula.shape:
+            return
+        if not _cause_known(image):
             inside = ~image.padding
             self._equal[image.name] = bool((mine[inside] == formula[inside]).all())
 
