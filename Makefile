@@ -13,7 +13,7 @@ endif
 export PYTHON ONCE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint fix demo bench clean lock
+.PHONY: help setup test lint fix demo bench quality clean lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,10 @@ demo: setup ## real images sent, mounted, shared; until Ctrl-C (ONCE=1: ends by 
 bench: ## receiving and browsing, as ratios against others
 	@.ci/setup bench
 	@$(BIN)/python -m tests.bench
+
+quality: ## what images look like, in figures, beside others (DATA=folder of DICOM files, SHEET=picture.png)
+	@.ci/setup bench
+	@$(BIN)/python -m tests.quality $(if $(DATA),--data "$(DATA)") $(if $(SHEET),--sheet "$(SHEET)")
 
 clean: ## remove what was made here
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis dist *.egg-info

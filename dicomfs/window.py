@@ -23,6 +23,10 @@ RULES_VERSION = 2
 HEADER = PoolWindow(None, None, "header")
 HEADROOM = 1.1
 """Rule A ends a tenth above P99.9: half the clipped blood for a tenth of the contrast."""
+HOT_PIXELS = 8
+"""Pixels of each image that are left out when they lie far above all others."""
+HOT_DISTANCE = 2.0
+"""How far: twice as far above P0.1 as the brightest of the others."""
 MINMAX_TOLERANCE = 0.03
 STEADY_WIDTHS = 1.25
 FULL_RANGE = 0.95
@@ -30,9 +34,13 @@ HEAD_PARTS = ("HEAD", "BRAIN", "SKULL")
 
 _RADIOGRAPHS = ("CR", "DX", "MG", "IO", "PX")
 _X_RAY_RUNS = ("XA", "RF")
+_BLACK_FRAMES = ("CT", *_X_RAY_RUNS)
+"""Where a frame below its window is a slice of air or a run before its contrast, and black is right."""
 _MEASURED = ("MR", "NM", "PT", "RTDOSE", "SEG")
 """Modalities whose rule looks at pixels whatever the header says."""
 _PHASE_TYPES = frozenset({"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP"})
+_SIGMOID_END = 1.56
+"""Widths from the centre where a sigmoid is within half a grey level of its end: ln(509) / 4."""
 _PALE_BITS = 8
 """Up to here values are meant for the screen as they are."""
 
@@ -44,22 +52,43 @@ def own(display: Display, measured: Callable[[], Member]) -> tuple[Modality, Voi
     """The frame's own header window and the units it is meant in; None when it has no usable one.
 
     Philips MR and PET headers may carry a rescale that was added without adapting the window: one that
-    lies off the modality values but on the stored values is meant for those. `measured` is asked only
-    where that is possible.
+    lies off the modality values but on the stored values is meant for those. A trusted window that would
+    make the whole image white, or black where that cannot be, is not usable. `measured` is asked only where
+    that is possible.
     """
-    if not display.windows:
-        return None
-    voi = display.windows[-1] if display.modality in _RADIOGRAPHS else display.windows[0]
+    voi = _preferred(display)
     if not isinstance(voi, Window):
-        return display.transformation, voi
-    if display.bits <= _PALE_BITS and _is_identity(voi):
-        return None
-    if _is_trusted(display) or display.transformation == Rescale():
+        return None if voi is None else (display.transformation, voi)
+    if _is_trusted(display):
+        return None if _shows_nothing(voi, measured()) else (display.transformation, voi)
+    if display.transformation == Rescale():
         return display.transformation, voi
     member = measured()
     if not _overlaps(voi, member.values, member.counts) and _overlaps(voi, member.stored, member.counts):
         return Rescale(), voi
     return display.transformation, voi
+
+
+def _preferred(display: Display) -> Voi | None:
+    """The one of the header's windows that counts; None for none, and for 8 bits shown as they are."""
+    if not display.windows:
+        return None
+    voi = display.windows[-1] if display.modality in _RADIOGRAPHS else display.windows[0]
+    plain = isinstance(voi, Window) and display.bits <= _PALE_BITS and _is_identity(voi)
+    return None if plain else voi
+
+
+def _shows_nothing(window: Window, member: Member) -> bool:
+    """True when every value of an image that has several lies beyond the same end of the window."""
+    values = member.values[np.isfinite(member.values)]
+    if values.size < 2:
+        return False
+    low, high = window.limits
+    if window.function == "SIGMOID":
+        reach = _SIGMOID_END * window.width
+        low, high = window.centre - reach, window.centre + reach
+    least, most = float(values.min()), float(values.max())
+    return least >= high or (most <= low and member.display.modality not in _BLACK_FRAMES)
 
 
 def _is_trusted(display: Display) -> bool:
@@ -102,6 +131,21 @@ def _says_enough(members: Sequence[Member]) -> bool:
     return max(widths) <= STEADY_WIDTHS * min(widths)
 
 
+def _common(members: Sequence[Member]) -> PoolWindow:
+    """The headers' windows if they are all one, else, of nearly equal ones, the median for all.
+
+    Windows that change a little from phase to phase make a cine flicker a little.
+    """
+    found = [one for member in members if (one := _own(member)) is not None]
+    linear = [voi for _, voi in found if isinstance(voi, Window) and voi.function != "SIGMOID"]
+    if len(set(linear)) < 2 or len(linear) < len(members):
+        return HEADER
+    if any(units != member.display.transformation for (units, _), member in zip(found, members, strict=True)):
+        return HEADER
+    low, high = np.median([voi.limits for voi in linear], axis=0).tolist()
+    return PoolWindow(low, high, f"header, median of {len(members)} images")
+
+
 def _is_uninformative(window: Window, values: Floats, member: Member) -> bool:
     """A window that says nothing: the image's own extremes, the whole bit range, or beside the image."""
     if not values.size:
@@ -142,12 +186,22 @@ def _between(low: float, high: float, pool: Pool, reason: str) -> PoolWindow:
 def _adaptive(members: Sequence[Member]) -> PoolWindow:
     """Rule A: P0.1 to P99.9 and a tenth above, but never beyond the brightest pixel.
 
-    Collimator borders are left out where there can be any.
+    Hot pixels are left out, and collimator borders where there can be any.
     """
-    pool = _unshuttered(members)
+    pool = _unspiked(_unshuttered(members), len(members))
     low, high = pool.percentile(0.1), pool.percentile(99.9)
     high = min(low + HEADROOM * (high - low), pool.percentile(100))
     return _between(low, high, pool, f"P0.1-P99.9 + 10 %{_over(members)}")
+
+
+def _unspiked(pool: Pool, images: int) -> Pool:
+    """The pool without hot pixels: in an image of 64 x 64, half a dozen are more than 0.1 %."""
+    few, pixels = HOT_PIXELS * images, int(pool.counts.sum())
+    if pixels < 100 * few:
+        return pool
+    low, rest = pool.percentile(0.1), pool.percentile(100 * (1 - few / pixels))
+    keep = pool.values <= low + HOT_DISTANCE * (rest - low)
+    return Pool(pool.values[keep], pool.counts[keep]) if rest > low else pool
 
 
 def _percentiles(members: Sequence[Member], low: float, high: float) -> PoolWindow:
@@ -188,7 +242,7 @@ def _mr(members: Sequence[Member]) -> PoolWindow:
     display = members[0].display
     ends = modality_values(np.array(display.stored_range), display.transformation)
     if _says_enough(members):
-        return HEADER
+        return _common(members)
     if ends.min() < 0 and _PHASE_TYPES & set(display.image_type[2:]):
         pool = pooled(members)
         extremes = ends if display.bits <= 12 else np.array([pool.percentile(0.1), pool.percentile(99.9)])
@@ -211,9 +265,11 @@ def _ct(members: Sequence[Member]) -> PoolWindow:
     )
     if not hounsfield:
         return _adaptive(members)
-    if any(part in display.body_part for part in HEAD_PARTS):
-        return PoolWindow(35 - 55, 35 + 55, "CT head: 35/110")
-    return PoolWindow(40 - 200, 40 + 200, "CT body: 40/400")
+    head = any(part in display.body_part for part in HEAD_PARTS)
+    centre, width, name = (35, 110, "CT head: 35/110") if head else (40, 400, "CT body: 40/400")
+    if all(_shows_nothing(Window(centre, width), member) for member in members):
+        return _adaptive(members)
+    return PoolWindow(centre - width / 2, centre + width / 2, name)
 
 
 def _nm(members: Sequence[Member]) -> PoolWindow:
@@ -280,13 +336,9 @@ def from_header(display: Display) -> PoolWindow | None:
         return PoolWindow(0.0, 5 / display.suv_scale, "0 to 5 SUV")
     if display.modality in _MEASURED or not _is_trusted(display):
         return None
-    if own(display, _unasked) is not None:
+    if _preferred(display) is not None:
         return HEADER
     return _identity(display) if display.bits <= _PALE_BITS else None
-
-
-def _unasked() -> Member:
-    raise AssertionError("a trusted header needs no measurement")
 
 
 def full(member: Member) -> Span:

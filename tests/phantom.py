@@ -38,6 +38,11 @@ class _Ellipse:
     b: float
     turn: float = 0.0
 
+    def outline(self, points: int = 120) -> Image:
+        """(x, y) of points on it, shape (points, 2); for ellipses that are not turned."""
+        angles = np.linspace(0.0, 2 * math.pi, points, endpoint=False)
+        return np.stack([self.x + self.a * np.cos(angles), self.y + self.b * np.sin(angles)], axis=1)
+
     def mask(self) -> Image:
         """1 inside, 0 outside, a linear edge about 1.5 pixels wide."""
         y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float64)
@@ -73,6 +78,12 @@ def stored_values(level: int, phase: int, slices: int = 3, phases: int = 12) -> 
     magnitude = np.hypot(real, imaginary)
     _add_inflow(magnitude, contraction, random)
     return np.clip(np.rint(magnitude), 0, 4095).astype(np.uint16)
+
+
+def ventricle(level: int, phase: int, slices: int = 3, phases: int = 12) -> tuple[Image, Image]:
+    """Inner and outer contour of the left ventricle: (x, y) in pixels, shape (points, 2)."""
+    blood, muscle = _left_ventricle(level / max(slices - 1, 1), _contraction(phase / phases))
+    return blood.outline(), muscle.outline()
 
 
 def _contraction(moment: float) -> float:
@@ -111,10 +122,22 @@ def _chest(depth: float) -> Image:
     return image
 
 
-def _paint_heart(image: Image, depth: float, contraction: float) -> None:
-    size = 1.0 - 0.38 * depth
-    twist = 12.0 * contraction
+def _heart_size(depth: float) -> float:
+    return 1.0 - 0.38 * depth
+
+
+def _left_ventricle(depth: float, contraction: float) -> tuple[_Ellipse, _Ellipse]:
+    """Its cavity, papillary muscles included, and its outer border."""
+    size = _heart_size(depth)
     x, y = 114.0 + 4.0 * depth - 1.5 * contraction, 92.0 + 3.0 * depth
+    outer, inner = size * (27.0 - 1.5 * contraction), size * (18.5 - 7.0 * contraction)
+    return _Ellipse(x, y, inner, inner * 0.96), _Ellipse(x, y, outer, outer * 0.97)
+
+
+def _paint_heart(image: Image, depth: float, contraction: float) -> None:
+    size, twist = _heart_size(depth), 12.0 * contraction
+    blood, muscle = _left_ventricle(depth, contraction)
+    x, y, inner = blood.x, blood.y, blood.a
     sac = _Ellipse(x - 11 * size, y - 2, 43 * size, 34 * size, 12).mask()
     _paint(image, sac, FAT * 0.85)
 
@@ -122,9 +145,8 @@ def _paint_heart(image: Image, depth: float, contraction: float) -> None:
     _paint(image, _Ellipse(x - 21 * size, y - 5 * size, 25.5 * size, 23 * size, 12).mask(), MYOCARDIUM)
     _paint(image, _Ellipse(x - 20 * size, y - 5 * size, 22.5 * right, 19.5 * right, 12).mask(), BLOOD)
 
-    outer, inner = size * (27.0 - 1.5 * contraction), size * (18.5 - 7.0 * contraction)
-    _paint(image, _Ellipse(x, y, outer, outer * 0.97).mask(), MYOCARDIUM)
-    cavity = _Ellipse(x, y, inner, inner * 0.96).mask()
+    _paint(image, muscle.mask(), MYOCARDIUM)
+    cavity = blood.mask()
     _paint(image, cavity, BLOOD)
     for angle in (55.0, 165.0):
         turned = math.radians(angle + twist)

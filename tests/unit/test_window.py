@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dicomfs.display import Display
-from dicomfs.grey import Chain, Lut, Rescale, Span, Voi, Window, render_grey, shown
+from dicomfs.grey import Chain, Lut, Modality, Rescale, Span, Voi, Window, render_grey, shown
 from dicomfs.histogram import Member, measure
 from dicomfs.model import PoolWindow
 from dicomfs.window import decide, from_header, own
@@ -44,6 +44,10 @@ def chain_of(values: list[int], voi: Voi, **chain: Any) -> list[int]:
 def member(pixels: NDArray[Any] | list[int] | list[float], **wishes: Any) -> Member:
     array = np.atleast_2d(np.asarray(pixels))
     return measure(array.astype(np.float64), None, replace(PLAIN, **wishes))
+
+
+def window_of(measured: Member) -> tuple[Modality, Voi] | None:
+    return own(measured.display, lambda: measured)
 
 
 def limits(*members: Member) -> tuple[float | None, float | None]:
@@ -147,10 +151,12 @@ def test_rule_a_takes_percentiles_and_headroom() -> None:
     # 9 + 1.1 * 9980 is beyond the maximum
     ramp = np.arange(10000)
     assert limits(member(ramp, modality="MR")) == (9, 9999)
-    spike = np.concatenate([ramp, [30000]])
-    low, high = limits(member(spike, modality="MR"))
+    bright = np.concatenate([ramp, [15000]])
+    low, high = limits(member(bright, modality="MR"))
     assert low == 10
     assert high == pytest.approx(10 + 1.1 * (9990 - 10))
+    spike = np.concatenate([ramp, [30000]])  # more than twice as bright as all others
+    assert limits(member(spike, modality="MR")) == (9, 9999)
 
 
 def test_pool_shares_one_window() -> None:
@@ -178,6 +184,41 @@ def test_hot_pixels_and_padding_do_not_count() -> None:
     assert limits(member(padded, modality="MR", padding=(-2000, -2000))) == clean
 
 
+def test_hot_pixels_of_a_small_image_do_not_count() -> None:
+    # of 64 x 64 pixels 0.1 % are four
+    body = np.arange(64 * 64) % 1000
+    hot = body.copy()
+    hot[[700, 1100, 1900, 2500, 3300, 4000]] = 32767
+    _, clean = limits(member(body, modality="MR"))
+    assert limits(member(hot, modality="MR"))[1] == pytest.approx(clean, rel=0.02)
+    many = np.concatenate([body, [32767] * 9])  # nine are a structure
+    assert limits(member(many, modality="MR"))[1] == 32767
+    three = [member(np.roll(hot, step), modality="MR") for step in (0, 7, 90)]
+    assert limits(*three)[1] == pytest.approx(clean, rel=0.02)
+
+
+def test_trusted_window_that_makes_all_white_is_not_used() -> None:
+    # values of 991..1489 under 30/100: one white square
+    bone = np.arange(991, 1490)
+    white = member(bone, **HU | {"transformation": Rescale()}, windows=(Window(30, 100),))
+    assert window_of(white) is None
+    assert limits(white) == (991, 1489)
+    hounsfield = member(bone + 1024, **HU, windows=(Window(30, 100),))  # and 40/400 would be white too
+    assert limits(hounsfield) == (991, 1489)
+    for window in (Window(900, 100, "SIGMOID"), Window(900, 100)):
+        chest = member(bone + 200, modality="DX", windows=(window,))
+        assert window_of(chest) is None
+    one = member([1000] * 9, modality="CT", windows=(Window(30, 100),))
+    assert window_of(one) == (Rescale(), Window(30, 100))
+
+
+def test_black_is_right_for_air_but_not_for_a_radiograph() -> None:
+    dark, windows = np.arange(100), (Window(2000, 400),)
+    for modality, usable in (("CT", True), ("XA", True), ("RF", True), ("DX", False), ("CR", False)):
+        frame = member(dark, modality=modality, windows=windows)
+        assert (window_of(frame) is not None) is usable, modality
+
+
 def test_constant_and_nearly_empty_images() -> None:
     assert limits(member([5] * 100, modality="MR")) == (5, 5)
     sparse = np.repeat([0, 70], [100_000, 1])
@@ -203,7 +244,9 @@ def test_pumping_header_is_replaced_and_a_steady_one_kept() -> None:
     def phase(width: float) -> Member:
         return member(RAMP, modality="MR", windows=(Window(900, width),))
 
-    assert limits(phase(1000), phase(1250)) == EACH_ITS_OWN
+    assert limits(phase(1000), phase(1000)) == EACH_ITS_OWN
+    # nearly equal ones: the median, (900 - 0.5) -+ (1125 - 1) / 2
+    assert limits(phase(1000), phase(1250)) == (337.5, 1461.5)
     assert limits(phase(1000), phase(1260)) != EACH_ITS_OWN
     assert limits(phase(1000), member(RAMP, modality="MR")) != EACH_ITS_OWN
 
@@ -255,7 +298,7 @@ SLICE = np.concatenate([np.full(4000, 24), np.arange(900, 1200).repeat(20), np.f
         ({"modality": "SEG", "bits": 16}, (0, 2000)),
         ({"modality": "PT", "suv_scale": 0.001}, (0, 5000)),
         ({"modality": "PT"}, (0, 2000)),
-        ({"modality": "DX", "windows": (Window(0, 1, "SIGMOID"),)}, EACH_ITS_OWN),
+        ({"modality": "DX", "windows": (Window(900, 400, "SIGMOID"),)}, EACH_ITS_OWN),
     ],
 )
 def test_row(wishes: dict[str, Any], expected: tuple[float | None, float | None]) -> None:
