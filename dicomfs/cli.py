@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, importer, offline, samba, scp, serve, service
+from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
 from dicomfs import mount as mounting
 from dicomfs.config import STORE_VARIABLE, Settings, check_scp, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
@@ -184,6 +184,9 @@ def _parser() -> argparse.ArgumentParser:
 
     status = add("status", _status, "What the store holds, and what cannot be displayed.")
     status.add_argument("--json", action="store_true", help="print JSON")
+    status.add_argument(
+        "paths", nargs="*", type=Path, metavar="PATH", help="files in a mount: what is behind them, and why"
+    )
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -485,6 +488,8 @@ def _is_mounted(mountpoint: Path) -> bool:
 
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:
+    if options.paths:
+        return _explain(options, settings)
     index = Index(settings.store / INDEX_NAME)
     renditions = Renditions(settings.store / RENDITIONS_NAME, index.store_id)
     try:
@@ -513,6 +518,18 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
     print(f"{len(failures):10} frames that cannot be displayed")
     for original, frame, why in failures[:20]:
         print(f"{'':12} original {original} frame {frame + 1}: {why}")
+    return OK
+
+
+def _explain(options: argparse.Namespace, settings: Settings) -> int:
+    found = {str(path): explain.explain(settings.store, path) for path in options.paths}
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return OK
+    for path, facts in found.items():
+        print(path)
+        for what, words in facts:
+            print(f"  {what:16}  {words}")
     return OK
 
 

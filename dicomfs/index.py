@@ -243,6 +243,20 @@ class KnownOriginal:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredOriginal:
+    """One original of an instance, as `status` tells it."""
+
+    sequence: int
+    hash: bytes
+    transfer_syntax: str
+    received: float
+    source_ae: str
+    sop_uid: str
+    shown: bool
+    """False when it is kept beside the one that is shown."""
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """One original in order of receipt, for those who follow what comes in."""
 
@@ -347,6 +361,20 @@ _ARRIVALS = (
     .where(originals.c.id > bindparam("after"))
     .order_by(originals.c.id)
     .limit(bindparam("most"))
+)
+_ORIGINALS_OF = (
+    select(
+        originals.c.id.label("sequence"),
+        originals.c.hash,
+        originals.c.transfer_syntax,
+        originals.c.received,
+        originals.c.source_ae,
+        instances.c.sop_uid,
+        instances.c.shown,
+    )
+    .join(instances, instances.c.id == originals.c.instance)
+    .where(originals.c.instance == bindparam("id"))
+    .order_by(originals.c.id)
 )
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
@@ -632,6 +660,11 @@ class Index:
         """Originals received after this sequence number, in order."""
         rows = self._rows(_ARRIVALS, after=after, most=most)
         return [Arrival(row.id, row.instance, row.pool) for row in rows]
+
+    def originals_of(self, instance_id: int) -> list[StoredOriginal]:
+        """Every original that is kept of an instance, in order of receipt."""
+        rows = self._rows(_ORIGINALS_OF, id=instance_id)
+        return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
 
     def counts(self) -> Counts:
         """How many rows of each kind; grows with the index, so for `status` only."""

@@ -26,6 +26,7 @@ ORDER = (
         "present",
         "view",
         "offline",
+        "explain",
         "fuse",
         "mount",
     ),
@@ -44,6 +45,7 @@ PRESENT = {
     "present",
     "view",
     "offline",
+    "explain",
     "fuse",
     "mount",
 }
