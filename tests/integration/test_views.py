@@ -1,0 +1,112 @@
+"""Several formats and windows of one store side by side, through the real mount."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, EncapsulatedPDFStorage, ExplicitVRLittleEndian
+
+from dicomfs import cli
+from tests.phantom import cine
+from tests.support import command_line, mounted, require_fuse, running
+
+PDF = b"%PDF-1.4\nnot much of a report\n%%EOF\n"
+
+
+def report(path: Path) -> Path:
+    """An Encapsulated PDF object (PS3.3 A.45.1) of the patient of CT_small."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EncapsulatedPDFStorage
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = UID("2.25.77")
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "2.25.78", "2.25.79"
+    ds.PatientName, ds.PatientID, ds.Modality = "Report^Reader", "R1", "DOC"
+    ds.StudyDate, ds.SeriesNumber, ds.InstanceNumber = "20200102", 1, 1
+    ds.MIMETypeOfEncapsulatedDocument = "application/pdf"
+    ds.EncapsulatedDocument = PDF + b"\0" * (len(PDF) % 2)
+    ds.EncapsulatedDocumentLength = len(PDF)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def files(top: Path) -> list[Path]:
+    return sorted(Path(where, name) for where, _, names in os.walk(top) for name in names)
+
+
+def test_formats_and_windows_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_fuse()
+    store, point = tmp_path / "store", tmp_path / "mnt"
+    point.mkdir()
+    (tmp_path / "cine").mkdir()
+    ct = str(get_testdata_file("CT_small.dcm", download=False))
+    paths = [ct, *map(str, cine(tmp_path / "cine", slices=1, phases=3)), str(report(tmp_path / "report.dcm"))]
+    assert cli.main(["import", "-q", "--store", str(store), *paths]) == cli.OK
+    options = "formats=png+png16+pdf+json+dcm,window=auto+full+40/400"
+    argv = command_line("mount", "--store", store, point, "-o", options)
+    with running(argv, tmp_path / "log", lambda: mounted(point), "the mount", mountpoint=point):
+        folders = ["dcm", "json", "pdf", "png C40 W400", "png auto", "png full", "png16"]
+        assert sorted(path.name for path in point.iterdir()) == folders
+        found = {folder: files(point / folder) for folder in folders}
+        # 4 images and a report; the report is no picture, and the images are no PDF.
+        assert {folder: len(names) for folder, names in found.items()} == {
+            **dict.fromkeys(folders, 4),
+            "dcm": 5,
+            "json": 5,
+            "pdf": 1,
+        }
+        for path in (path for names in found.values() for path in names):
+            assert path.stat().st_size == len(path.read_bytes())
+        assert len({path.stat().st_ino for names in found.values() for path in names}) == 27
+
+        (pdf,) = found["pdf"]
+        assert pdf.read_bytes() == PDF
+        assert pdf.relative_to(point / "pdf") == Path("Report Reader/2020-01-02/DOC_1_1.pdf")
+        (header,) = [path for path in found["json"] if path.parent.parent.name == "Report Reader"]
+        assert json.loads(header.read_bytes())["00080018"]["Value"] == ["2.25.77"]
+
+        stored = dcmread(ct)
+        units = stored.pixel_array * float(stored.RescaleSlope) + float(stored.RescaleIntercept)
+        # PS3.3 C.11.2.1.2.1 with c = 40, w = 400, rounded half up.
+        grey = np.clip(np.floor(((units - 39.5) / 399 + 0.5) * 255 + 0.5), 0, 255)
+        (fixed,) = [p for p in found["png C40 W400"] if "CompressedSamples CT1" in str(p)]
+        assert np.array_equal(np.asarray(Image.open(fixed)), grey)
+        (values,) = [p for p in found["png16"] if "CompressedSamples CT1" in str(p)]
+        shown = np.asarray(Image.open(values)).astype(int)
+        assert np.array_equal(shown - shown.min(), stored.pixel_array - int(stored.pixel_array.min()))
+
+        capsys.readouterr()
+        cine_file = next(path for path in found["png auto"] if "FIESTA" in path.name)
+        assert cli.main(["status", "--store", str(store), str(cine_file)]) == cli.OK
+        told = capsys.readouterr().out
+        assert "over 3 images" in told
+        assert "window=auto" in told
+        assert "Demo Cine" in told.splitlines()[0]
+        assert not any("Cine" in line for line in told.splitlines()[1:])
+        assert cli.main(["status", "--store", str(store), str(tmp_path)]) == cli.USAGE
+
+
+def test_one_phase_is_not_brighter_than_another(tmp_path: Path) -> None:
+    """All phases of a slice share one window: equal stored values are equal greys."""
+    (tmp_path / "cine").mkdir()
+    paths = cine(tmp_path / "cine", slices=1, phases=4)
+    assert (
+        cli.main(["render", "-q", "--output", str(tmp_path / "out"), "-o", "formats=png", *map(str, paths)])
+        == 0
+    )
+    greys: dict[int, set[int]] = {}
+    # Names are `FIESTA SAX_4_1.png` and so on, in the order of the files.
+    pictures = sorted((tmp_path / "out").rglob("*.png"), key=lambda path: int(path.stem.rsplit("_", 1)[1]))
+    assert len(pictures) == 4
+    for path, picture in zip(paths, pictures, strict=True):
+        stored = dcmread(path).pixel_array
+        for value, grey in zip(stored.flat, np.asarray(Image.open(picture)).flat, strict=True):
+            greys.setdefault(int(value), set()).add(int(grey))
+    assert all(len(seen) == 1 for seen in greys.values())
+    assert len(greys) > 100
