@@ -222,10 +222,13 @@ def process(pid: int) -> Process | None:
 def descendants(pid: int) -> list[Process]:
     """All processes below one."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            if (it := process(child)) is not None:
-                found += [it, *descendants(child)]
+    try:
+        children = [(task / "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []  # it ended while we looked
+    for child in map(int, " ".join(children).split()):
+        if (it := process(child)) is not None:
+            found += [it, *descendants(child)]
     return found
 
 

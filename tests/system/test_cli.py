@@ -80,7 +80,7 @@ def test_version() -> None:
         (["import"], "PATH"),
         (["serve"], "--mount"),
         (["mount", "/nowhere", "-o", "quality=101"], "1 to 100"),
-        (["mount", "/nowhere", "-o", "formats=jpg+gif"], "jpg, png, dcm"),
+        (["mount", "/nowhere", "-o", "formats=jpg+doc"], "jpg, png, tiff"),
         (["mount", "/nowhere", "-o", "quality"], "quality="),
         (["serve", "--mount", "/nowhere", "-o", "cache=lots"], "64M"),
         (["import", "/no/such/path"], "/no/such/path"),
