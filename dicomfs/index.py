@@ -344,6 +344,12 @@ _IMAGE_PAGE = (
     .order_by(instances.c.id)
     .limit(bindparam("most"))
 )
+_INSTANCES_BEFORE = (
+    select(instances.c.id)
+    .where(instances.c.id < bindparam("before"))
+    .order_by(instances.c.id.desc())
+    .limit(bindparam("most"))
+)
 _IMAGE_BY_NAME = _IMAGE.where(
     series.c.exam == bindparam("exam"),
     series.c.label_key == bindparam("label_key"),
@@ -626,6 +632,10 @@ class Index:
         """Instances of an exam with an id of at least `first`, in order of id."""
         rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows)
         return [_image(row) for row in rows]
+
+    def instances_before(self, before: int, most: int) -> list[int]:
+        """Ids of instances below `before`, the newest first."""
+        return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
 
     def image_by_name(
         self, exam: int, label_key: str, series_number: int, number: int, suffix: str, *, shows: int

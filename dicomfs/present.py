@@ -7,8 +7,9 @@ trio thread.
 """
 
 import logging
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -32,6 +33,9 @@ AHEAD: Final = 48
 """Files that are rendered ahead of somebody who asks for the sizes of a folder one by one."""
 WARM_BACKLOG: Final = 20_000
 """Most files waiting to be rendered ahead; what is older is rendered when asked for."""
+OLDER_FILES: Final = 20_000
+"""Files of the newest instances that are rendered ahead after a start, if their sizes are not known."""
+_OLDER_AT_ONCE: Final = 200
 _ARRIVALS_AT_ONCE: Final = 1000
 _DECISIONS_KEPT: Final = 4096
 
@@ -66,11 +70,15 @@ class Presenter:
         self._growing: dict[str, float] = {}
         """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
         self._backlog: deque[Inode] = deque(maxlen=WARM_BACKLOG)
+        """Files to be rendered when nobody waits for anything."""
+        self._next: deque[Inode] = deque(maxlen=4 * AHEAD)
+        """Files that somebody is about to ask for: those who list a folder get all processes."""
         self._ahead_through: dict[Inode, int] = {}
         self._cursor: int | None = None
         """Receipt sequence up to which arrivals have been seen."""
         self._noted: int | None = None
         self._settling = False
+        self._older = self._older_files()
         self._hungry = trio.lowlevel.ParkingLot()
         """Where `_render_ahead` waits for something in the backlog."""
 
@@ -305,7 +313,7 @@ class Presenter:
         here = self.tree.cookie(inode)
         through = self._ahead_through.get(folder, 0)
         # Half of what was scheduled is still ahead: nothing to do yet.
-        if here < through and here != 0 and self._backlog:
+        if here < through and here != 0 and self._next:
             return
         listed = list(self.tree.listing(folder, here, AHEAD))
         if not listed:
@@ -313,19 +321,44 @@ class Presenter:
         if len(self._ahead_through) > AHEAD:
             self._ahead_through.clear()
         self._ahead_through[folder] = listed[len(listed) // 2].cookie
-        self._backlog.extendleft(item.entry.inode for item in reversed(listed) if item.entry.size is None)
+        self._next.extend(item.entry.inode for item in listed if item.entry.size is None)
         self._hungry.unpark_all()
+
+    def _older_files(self) -> Iterator[Inode]:
+        """Newest first, what was there before and was never rendered: an import, an update of a library."""
+        looked_at, before = 0, sys.maxsize
+        while looked_at < OLDER_FILES:
+            page = self._index.instances_before(before, _OLDER_AT_ONCE)
+            if not page:
+                return
+            for before in page:
+                entries = self.tree.files_of(before)
+                looked_at += max(len(entries), 1)
+                yield from (entry.inode for entry in entries if entry.size is None)
+
+    def _take_next(self) -> tuple[Inode | None, bool]:
+        """The file to be rendered ahead now, and whether somebody is about to ask for it."""
+        if self._next:
+            return self._next.popleft(), True
+        if self._backlog:
+            return self._backlog.popleft(), False
+        # Behind everything else: what has just come in is what people wait for.
+        return next(self._older, None) if self._warm else None, False
 
     async def _render_ahead(self) -> None:
         while True:
-            if not self._backlog:
+            try:
+                inode, wanted = self._take_next()
+            except StoreUnavailable as error:
+                log.info("older images are not rendered ahead: %s", error)
+                continue
+            if inode is None:
                 await self._hungry.park()
                 continue
-            inode = self._backlog.popleft()
             try:
                 picture = self.tree.picture(inode)
                 if picture is not None and self._renditions.size(picture.key) is None:
-                    await self.contents(inode, background=True)
+                    await self.contents(inode, background=not wanted)
             except (RenderFailed, StoreUnavailable) as error:
                 log.info("instance %d was not rendered ahead: %s", inode.id, error)
             await trio.lowlevel.checkpoint()

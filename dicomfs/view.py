@@ -92,7 +92,7 @@ async def _presenter(
             rendering.workers,
             cache,
             warm=options.warm,
-            ahead_tasks=max(processes - 1, 1),
+            ahead_tasks=processes,
         )
         rendering.renewed = presenter.render_with
         yield presenter

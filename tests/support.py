@@ -99,7 +99,7 @@ def smbclient(
     """
     # The machine's own smb.conf, if any, has no say.
     argv = [require("smbclient"), "--configfile=/dev/null", "--no-pass", "--max-protocol=SMB3"]
-    argv += [f"--port={port}", f"//{LOCALHOST}/{share}", "--command", command]
+    argv += ["--timeout=120", f"--port={port}", f"//{LOCALHOST}/{share}", "--command", command]
     return subprocess.run(
         argv, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL
     )
