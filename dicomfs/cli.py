@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dicomfs",
         description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
-        epilog=f"The store is --store, else ${STORE_VARIABLE}, else /var/lib/dicomfs. "
+        epilog=f"The store is --store, else ${STORE_VARIABLE}, else that of --config, else /var/lib/dicomfs. "
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 objects refused or none found (import), 4 no space, "
         "5 trouble with the store, 6 mount refused.",
     )
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--store", type=Path, metavar="DIR", help="where originals and index are kept")
     common.add_argument("--config", type=Path, metavar="FILE", help="TOML file with the same options")
-    common.add_argument("-v", "--verbose", action="store_true", help="log every object")
+    common.add_argument("-v", "--verbose", action="store_true", help="log more")
     common.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -201,7 +201,9 @@ def _add_scp(command: argparse.ArgumentParser) -> None:
     command.add_argument("--host", help="address to listen on (all)")
     command.add_argument("--port", type=int, help="port to listen on (11112); 0: any free one")
     command.add_argument("--aet", help="our AE title (DICOMFS)")
-    command.add_argument("--open", action="store_true", default=None, help="accept every sender; for trials")
+    command.add_argument(
+        "--open", action="store_true", default=None, help="accept every sender (so far this is always so)"
+    )
     command.add_argument("--max-associations", type=int, metavar="N", help="senders at once (64)")
     command.add_argument("--drain-seconds", type=int, metavar="S", help="at a stop, let senders finish (30)")
 
@@ -383,6 +385,7 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     chosen = mount_options(options.options, settings.mount)
     mounting.check_machine(chosen)
     mounting.check_mount_point(options.mount.absolute())
+    mounting.check_apart(settings.store, options.mount)
     program = [sys.executable, "-m", "dicomfs.cli"]
     part_of_us = {**os.environ, service.PARENT_VARIABLE: str(os.getpid())}
     common = ["--store", str(settings.store)]
@@ -393,6 +396,8 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
     receive, host, port = settings.scp, settings.scp.host, settings.scp.port or _free_port()
     _check_free(host, port)
     if options.samba_port is not None:
+        if not 0 < options.samba_port <= 65535:
+            raise UsageError(f"samba-port {options.samba_port}: must be from 1 to 65535")
         _check_free("127.0.0.1", options.samba_port)
     common_scp = ["--open"] if receive.open else []
     address = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104
@@ -431,7 +436,6 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                     smbd.argv,
                     lambda: _connects("127.0.0.1", smbd.port),
                     environment=smbd.env,
-                    group=None,
                 )
             )
 
@@ -467,7 +471,8 @@ def _free_port() -> int:
 
 def _check_free(host: str, port: int) -> None:
     """Else whoever listens there already would be taken for our part. Raises UsageError."""
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -4,7 +4,9 @@ The same names serve `-o name=value`, `/etc/fstab` and the TOML file. Reads noth
 given; only `cli.py` calls it.
 """
 
+import grp
 import os
+import pwd
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +37,20 @@ _IGNORED: Final = frozenset(
         *("async", "_netdev", "nofail"),
     ]
 )
+
+
+def _account(find: Callable[[str], int], what: str) -> Callable[[str], int]:
+    """A number, or the name of a user or group of this machine."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"\d{1,10}", text.strip()):
+            return _whole(0, 2**32 - 2)(text)
+        try:
+            return find(text.strip())
+        except KeyError:
+            raise ValueError(f"the name or number of a {what} of this machine") from None
+
+    return parse
 
 
 def _size(text: str) -> int:
@@ -79,6 +95,10 @@ def _flag(text: str) -> bool:
     if text.lower() not in words:
         raise ValueError("on or off")
     return words[text.lower()]
+
+
+_USER: Final = _account(lambda name: pwd.getpwnam(name).pw_uid, "user")
+_GROUP: Final = _account(lambda name: grp.getgrnam(name).gr_gid, "group")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +156,10 @@ class MountOptions:
         default=True, metadata={"parse": _flag, "help": "on: render new images soon after arrival; off"}
     )
     uid: int = field(
-        default_factory=os.getuid, metadata={"parse": _whole(0, 2**32 - 2), "help": "owner of all files"}
+        default_factory=os.getuid, metadata={"parse": _USER, "help": "owner of all files, by name or number"}
     )
     gid: int = field(
-        default_factory=os.getgid, metadata={"parse": _whole(0, 2**32 - 2), "help": "group of all files"}
+        default_factory=os.getgid, metadata={"parse": _GROUP, "help": "group of all files, by name or number"}
     )
     umask: int = field(
         default=0o027, metadata={"parse": _mask, "help": "permissions taken away, such as 022"}

@@ -491,7 +491,11 @@ class Index:
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
         """
-        if not create and not path.exists():
+        try:
+            there = path.exists()
+        except PermissionError:
+            raise StoreUnavailable(f"this user may not look into {path.parent}") from None
+        if not create and not there:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:

@@ -77,6 +77,12 @@ class Ingest:
                 raise StoreMismatch(f"{store} is neither empty nor a dicomfs store: choose another folder")
             archive = Archive(store)
             archive.create()
+            if not index_path.exists() and any(archive.root.iterdir()):
+                # An empty index would give the numbers of these originals to others.
+                raise StoreMismatch(
+                    f"the archive of {store} holds originals, but {INDEX_NAME} is missing: "
+                    "put it back from a backup; nothing was changed"
+                )
             index = Index(index_path, create=True)
             removed = archive.clean()
         if removed:

@@ -141,9 +141,15 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     check_machine(options)
     check_mount_point(mountpoint)
     mountpoint = mountpoint.resolve()
-    if _inside(store.resolve(), mountpoint) or _inside(mountpoint, store.resolve()):
-        raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
+    check_apart(store, mountpoint)
     run_tasks(_serve, store, mountpoint, options, ready)
+
+
+def check_apart(store: Path, mountpoint: Path) -> None:
+    """Refuse a store in its own mount, or a mount in its own store. Raises MountRefused."""
+    inner, outer = store.resolve(), mountpoint.resolve()
+    if _inside(inner, outer) or _inside(outer, inner):
+        raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
 
 
 def _inside(inner: Path, outer: Path) -> bool:

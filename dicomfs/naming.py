@@ -200,13 +200,15 @@ def patient_key(issuer: str, patient_id: str, patient_name: str, birth_date: str
 def same_patient(a: PatientKey, b: PatientKey) -> bool:
     """Whether two keys are one person, as far as one may say so without asking anybody.
 
-    With an id: same issuer and id, unless birth date *and* name are known on both sides and both
-    differ (an id used twice). Without: same known name and same birth date. An unknown patient is the
-    same as nobody, not even as itself: each such study is its own patient. Not transitive (an unknown
-    birth date agrees with any two): compare with the key that a patient was created with.
+    With an id: same issuer and id, unless the names are known and differ and no birth date, known on both
+    sides and equal, says that it is one person all the same (an id used twice, or a placeholder).
+    Without: same known name and same birth date. An unknown patient is the same as nobody, not even as
+    itself: each such study is its own patient. Not transitive (an unknown name agrees with any two):
+    compare with the key that a patient was created with.
     """
     if a.patient_id or b.patient_id:
-        conflict = _differ(a.birth_date, b.birth_date) and _differ(a.name, b.name)
+        born_alike = bool(a.birth_date) and a.birth_date == b.birth_date
+        conflict = _differ(a.name, b.name) and not born_alike
         return (a.issuer, a.patient_id) == (b.issuer, b.patient_id) and not conflict
     return bool(a.name) and a.name == b.name and a.birth_date == b.birth_date
 

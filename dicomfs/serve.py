@@ -29,8 +29,6 @@ class Part:
     argv: Sequence[str]
     answers: Callable[[], bool]
     environment: Mapping[str, str] | None = None
-    group: int | None = 0
-    """0: make it the leader of a process group; None: it makes one itself."""
     start_limit_s: float = 60.0
 
 
@@ -51,7 +49,7 @@ def run(parts: Sequence[Part], ready: Callable[[], None]) -> None:
             # A process group of its own: Ctrl-C reaches us alone, and we stop the parts in order. A part
             # that watches its standard input ends when the pipe does, should we be killed.
             process = subprocess.Popen(
-                part.argv, env=part.environment, stdin=subprocess.PIPE, process_group=part.group
+                part.argv, env=part.environment, stdin=subprocess.PIPE, process_group=0
             )
             running.append((part, process))
             _wait_for(part, running, asked)

@@ -165,3 +165,36 @@ def test_numbers_are_given_in_the_order_of_the_files(tmp_path: Path) -> None:
         assert [row.number for row in index.image_page(1, 0, 100, shows=0)] == list(range(1, 61))
     finally:
         index.close()
+
+
+def test_a_lost_index_is_never_replaced_by_an_empty_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "s"
+    arguments = ["import", "-q", "--store", str(store), str(sample("CT_small.dcm"))]
+    assert cli.main(arguments) == cli.OK
+    before = {path: path.read_bytes() for path in originals(store)}
+    for path in store.glob("index.sqlite3*"):
+        path.unlink()
+    assert cli.main(arguments) == cli.STORE_TROUBLE
+    assert "put it back from a backup" in capsys.readouterr().err
+    assert not (store / "index.sqlite3").exists()
+    assert {path: path.read_bytes() for path in originals(store)} == before
+
+
+def test_a_placeholder_id_does_not_merge_strangers(tmp_path: Path) -> None:
+    data_set = dcmread(sample("CT_small.dcm"))
+    for number, name in enumerate(("Meier^Anna", "Schulz^Bernd", "MEIER^ANNA^"), 1):
+        data_set.PatientName, data_set.PatientID, data_set.PatientBirthDate = name, "123", ""
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+            setattr(data_set, keyword, UID(f"2.25.{number}{len(keyword)}"))
+        data_set.file_meta.MediaStorageSOPInstanceUID = data_set.SOPInstanceUID
+        data_set.save_as(tmp_path / f"{number}.dcm")
+    files = sorted(str(path) for path in tmp_path.glob("*.dcm"))
+    assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), *files]) == cli.OK
+    index = Index(tmp_path / "s" / "index.sqlite3")
+    try:
+        patients = index.patient_page(0, 10, shows=0)
+    finally:
+        index.close()
+    assert [patient.name for patient in patients] == ["Meier Anna", "Schulz Bernd"]

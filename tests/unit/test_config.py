@@ -92,3 +92,9 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot read"):
         load(tmp_path / "none.toml", {})
+
+
+def test_owners_by_name_or_number() -> None:
+    assert mount_options(["uid=root,gid=0"]).uid == 0
+    with pytest.raises(UsageError, match="'gid' does not take 'no-such-group-here'"):
+        mount_options(["gid=no-such-group-here"])

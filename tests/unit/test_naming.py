@@ -264,7 +264,8 @@ def test_same_patient() -> None:
     doe = patient_key("", "1", "Doe^John", "19500101")
     assert same_patient(doe, patient_key("", "1", "Smith^Ann", "19500101"))  # married, say
     assert same_patient(doe, patient_key("", "1", "Doe^John", "19500110"))  # a typing error
-    assert same_patient(doe, patient_key("", "1", "Smith^Ann", ""))  # not known to differ
+    assert not same_patient(doe, patient_key("", "1", "Smith^Ann", ""))  # a placeholder id, perhaps
+    assert same_patient(doe, patient_key("", "1", "", ""))  # nothing speaks against it
     assert not same_patient(doe, patient_key("", "1", "Smith^Ann", "19700707"))  # an id used twice
     assert not same_patient(doe, patient_key("X", "1", "Doe^John", "19500101"))
     assert not same_patient(doe, patient_key("", "2", "Doe^John", "19500101"))
