@@ -255,6 +255,7 @@ class StorageSCP:
     def _handlers(self) -> list[evt.EventHandlerType]:
         return [
             (evt.EVT_CONN_OPEN, self._on_connection),
+            (evt.EVT_CONN_CLOSE, self._on_hang_up),
             (evt.EVT_REQUESTED, self._on_request),
             (evt.EVT_SOP_COMMON, self._on_service_classes),
             (evt.EVT_REJECTED, self._on_rejected),
@@ -270,6 +271,14 @@ class StorageSCP:
         if connection is not None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.settimeout(self._limits.stall_s)
+
+    def _on_hang_up(self, event: evt.Event) -> None:
+        """A peer that went without asking for an association, as a health check does, holds no place.
+
+        pynetdicom would wait for its request until the time-out; an empty answer ends the waiting.
+        """
+        if event.assoc.requestor.primitive is None:
+            event.assoc.dul.to_user_queue.put(None)
 
     def _on_request(self, event: evt.Event) -> None:
         """Before the negotiation: reject the peer, or offer what we take of its proposals.
@@ -320,7 +329,7 @@ class StorageSCP:
 
     def _on_rejected(self, event: evt.Event) -> None:
         LOGGER.warning(
-            "association of %s rejected: called AE title or number of associations", _peer(event.assoc)
+            "association of %s rejected: too many at once (or another called AE title)", _peer(event.assoc)
         )
 
     def _on_established(self, event: evt.Event) -> None:

@@ -1135,3 +1135,14 @@ def test_hostile_bytes_do_not_end_the_service(service: Service) -> None:
     service.program.process.send_signal(signal.SIGINT)
     assert service.program.process.wait(PATIENCE_S) == 0
     assert "Quixotl" not in service.program.output()
+
+
+def test_a_health_check_holds_no_place() -> None:
+    """Connections that are closed without a request must not keep scanners out until a time-out."""
+    # Longer than the test waits: only the hang-up itself can give the place back.
+    with scripted(Scripted(), Limits(associations=1, handshake_s=300)) as scp:
+        for _ in range(4):
+            socket.create_connection(("127.0.0.1", scp.port)).close()
+        wait_until(lambda: not scp._server.active_associations, "the places of those who went")
+        with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
+            assert wire.results == [(ACCEPTED, EXPLICIT)]
