@@ -103,13 +103,7 @@ class Decision:
     window: PoolWindow
 
 
-_SIZE = select(sizes.c.size).where(
-    sizes.c.recipe == bindparam("recipe"),
-    sizes.c.original == bindparam("original"),
-    sizes.c.frame == bindparam("frame"),
-    sizes.c.version == bindparam("version"),
-)
-_FAILURE = select(sizes.c.failure).where(
+_ONE = select(sizes.c.size, sizes.c.failure).where(
     sizes.c.recipe == bindparam("recipe"),
     sizes.c.original == bindparam("original"),
     sizes.c.frame == bindparam("frame"),
@@ -224,7 +218,7 @@ class Renditions:
         """Bytes of this rendition, or None when it was never rendered."""
         if key in self._unrecorded:
             return self._unrecorded[key]
-        rows = self._all(_SIZE, asdict(key))
+        rows = self._all(_ONE, asdict(key))
         return int(rows[0].size) if rows else None
 
     def sizes(
@@ -263,7 +257,7 @@ class Renditions:
 
     def failure(self, key: Key) -> str:
         """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
-        rows = self._all(_FAILURE, asdict(key))
+        rows = self._all(_ONE, asdict(key))
         return str(rows[0].failure) if rows else ""
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from pydicom.data import get_testdata_file
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCALHOST = "127.0.0.1"
@@ -41,6 +42,13 @@ def require_fuse() -> None:
     require("fusermount3")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         lacking("/dev/fuse is missing or closed to this user")
+
+
+def shipped(name: str) -> Path:
+    """A file of the pydicom or pydicom-data wheel; both are locked, so it is there."""
+    path = get_testdata_file(name, download=False)
+    assert isinstance(path, str), f"{name} is in neither wheel"
+    return Path(path)
 
 
 def find_tool(tool: str) -> str | None:

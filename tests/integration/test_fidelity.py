@@ -3,8 +3,6 @@
 RENDERING gate: maximal difference 1 (DCMTK truncates, dicomfs rounds), mean at most 0.6.
 """
 
-import os
-import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom.data import get_testdata_file
 
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.render import render
+from tests.support import require, shipped
 
 GREY = [
     "CT_small.dcm",
@@ -45,18 +43,7 @@ ITS_OWN = PoolWindow(None, None, "header")
 
 @pytest.fixture(autouse=True)
 def dcmj2pnm() -> None:
-    if shutil.which("dcmj2pnm") is None:
-        if os.environ.get("DICOMFS_TEST_REQUIRE") == "1":
-            pytest.fail("dcmj2pnm (Debian package dcmtk) is not installed")
-        pytest.skip("dcmj2pnm (Debian package dcmtk) is not installed")
-
-
-def wheel(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    if found is None:
-        pytest.skip(f"{name} is in neither of the installed pydicom wheels")
-    assert isinstance(found, str)
-    return Path(found)
+    require("dcmj2pnm")
 
 
 def ours(path: Path, window: PoolWindow) -> NDArray[np.int64]:
@@ -75,7 +62,7 @@ def theirs(path: Path, folder: Path, *options: str) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("name", [name for name in GREY if name != "CT_small.dcm"])
 def test_header_windows(name: str, tmp_path: Path) -> None:
-    path = wheel(name)
+    path = shipped(name)
     difference = np.abs(ours(path, ITS_OWN) - theirs(path, tmp_path, "-O", "+Wi", "1"))
     assert difference.max() <= 1
     assert difference.mean() <= 0.6
@@ -84,7 +71,7 @@ def test_header_windows(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GREY)
 def test_a_window_in_modality_units(name: str, tmp_path: Path) -> None:
     # low .. high is LINEAR with centre (low + high + 1) / 2 and width high - low + 1
-    path = wheel(name)
+    path = shipped(name)
     difference = np.abs(
         ours(path, PoolWindow(0, 399, "test")) - theirs(path, tmp_path, "-O", "+Ww", "200", "400")
     )
@@ -94,19 +81,19 @@ def test_a_window_in_modality_units(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GREY)
 def test_the_rough_window(name: str, tmp_path: Path) -> None:
     # DCMTK's +Wm: centre (min + max + 1) / 2, width max - min + 1; LINEAR ends at min and max then
-    found = rendered(wheel(name), Recipe("png", window="full", square=False, overlays=False))
-    assert np.abs(found - theirs(wheel(name), tmp_path, "-O", "+Wm")).max() <= 1
+    found = rendered(shipped(name), Recipe("png", window="full", square=False, overlays=False))
+    assert np.abs(found - theirs(shipped(name), tmp_path, "-O", "+Wm")).max() <= 1
 
 
 @pytest.mark.parametrize("name", GREY)
 def test_a_fixed_window(name: str, tmp_path: Path) -> None:
-    found = rendered(wheel(name), Recipe("png", window="300.5/801", square=False, overlays=False))
-    assert np.abs(found - theirs(wheel(name), tmp_path, "-O", "+Ww", "300.5", "801")).max() <= 1
+    found = rendered(shipped(name), Recipe("png", window="300.5/801", square=False, overlays=False))
+    assert np.abs(found - theirs(shipped(name), tmp_path, "-O", "+Ww", "300.5", "801")).max() <= 1
 
 
 @pytest.mark.parametrize("name", ["MR-SIEMENS-DICOM-WithOverlays.dcm", "examples_overlay.dcm"])
 def test_overlays_are_where_dcmtk_draws_them(name: str, tmp_path: Path) -> None:
-    path = wheel(name)
+    path = shipped(name)
     without = theirs(path, tmp_path, "-O", "+Ww", "200", "400")
     drawn = theirs(path, tmp_path, "+Ww", "30000", "2") > 0  # no pixel but those of overlays is that bright
     assert 50 < drawn.sum() < drawn.size // 2
@@ -120,7 +107,7 @@ def test_overlays_are_where_dcmtk_draws_them(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COLOUR)
 def test_colour(name: str, tmp_path: Path) -> None:
-    path = wheel(name)
+    path = shipped(name)
     difference = np.abs(ours(path, ITS_OWN) - theirs(path, tmp_path))
     assert difference.max() <= 3  # two inverse DCTs, two roundings of YBR
     assert difference.mean() <= 0.6

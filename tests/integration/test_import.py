@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.uid import UID
 
 from dicomfs import cli
 from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
 from dicomfs.index import Index
-
-
-def sample(name: str) -> Path:
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str)
-    return Path(path)
+from tests.support import shipped
 
 
 def originals(store: Path) -> list[Path]:
@@ -35,7 +29,7 @@ def data_set_of(path: Path) -> bytes:
 
 
 def test_the_data_set_is_kept_bit_for_bit_under_its_hash(tmp_path: Path) -> None:
-    source = sample("CT_small.dcm")
+    source = shipped("CT_small.dcm")
     assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), str(source)]) == cli.OK
     (stored,) = originals(tmp_path / "s")
     data_set = data_set_of(source)
@@ -46,7 +40,7 @@ def test_the_data_set_is_kept_bit_for_bit_under_its_hash(tmp_path: Path) -> None
 
 
 def test_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["import", "-q", "--json", "--store", str(tmp_path / "s"), str(sample("MR_small.dcm"))]
+    arguments = ["import", "-q", "--json", "--store", str(tmp_path / "s"), str(shipped("MR_small.dcm"))]
     assert cli.main(arguments) == cli.OK
     before = [(path, path.stat().st_ino, path.stat().st_mtime_ns) for path in originals(tmp_path / "s")]
     capsys.readouterr()
@@ -60,14 +54,14 @@ def test_again_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_damaged_original_is_repaired_with_its_old_number(tmp_path: Path) -> None:
     store = tmp_path / "s"
     for name in ("MR_small.dcm", "CT_small.dcm"):
-        assert cli.main(["import", "-q", "--store", str(store), str(sample(name))]) == cli.OK
+        assert cli.main(["import", "-q", "--store", str(store), str(shipped(name))]) == cli.OK
     # By the data set's own length, not by the order of hashes.
     damaged = next(p for p in originals(store) if dcmread(p).Modality == "MR")
     whole = damaged.read_bytes()
     sequence = read_archived_meta(damaged).sequence
     damaged.chmod(0o600)
     os.truncate(damaged, len(whole) // 2)
-    assert cli.main(["import", "-q", "--store", str(store), str(sample("MR_small.dcm"))]) == cli.OK
+    assert cli.main(["import", "-q", "--store", str(store), str(shipped("MR_small.dcm"))]) == cli.OK
     assert damaged.read_bytes()[DATA_SET_OFFSET:] == whole[DATA_SET_OFFSET:]
     assert read_archived_meta(damaged).sequence == sequence
 
@@ -80,10 +74,10 @@ def test_a_mixed_folder_is_accounted_for_file_by_file(
     (folder / "deep").mkdir(parents=True)
     (folder / "README.txt").write_text("read me")
     (folder / "empty").touch()
-    whole = sample("CT_small.dcm").read_bytes()
+    whole = shipped("CT_small.dcm").read_bytes()
     (folder / "deep" / "good").write_bytes(whole)
     (folder / "cut.dcm").write_bytes(whole[:-5000])
-    (folder / "DICOMDIR").write_bytes(sample("DICOMDIR").read_bytes())
+    (folder / "DICOMDIR").write_bytes(shipped("DICOMDIR").read_bytes())
     code = cli.main(["import", "-q", "--json", "--store", str(tmp_path / "s"), str(folder)])
     summary = json.loads(capsys.readouterr().out)
     assert code == cli.SOME_REFUSED
@@ -101,7 +95,7 @@ def test_other_files_alone_are_no_failure_but_nothing_at_all_is(tmp_path: Path) 
     (folder / "notes.txt").write_text("nothing to see")
     store = str(tmp_path / "s")
     assert cli.main(["import", "-q", "--store", store, str(folder)]) == cli.SOME_REFUSED
-    (folder / "image").write_bytes(sample("MR_small.dcm").read_bytes())
+    (folder / "image").write_bytes(shipped("MR_small.dcm").read_bytes())
     assert cli.main(["import", "-q", "--store", store, str(folder)]) == cli.OK
 
 
@@ -114,7 +108,7 @@ def test_a_missing_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.txt").write_text("mine")
-    code = cli.main(["import", "--store", str(tmp_path / "s"), str(sample("MR_small.dcm"))])
+    code = cli.main(["import", "--store", str(tmp_path / "s"), str(shipped("MR_small.dcm"))])
     assert code == cli.STORE_TROUBLE
     assert "choose another folder" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "s").iterdir()] == ["thesis.txt"]
@@ -122,7 +116,7 @@ def test_a_folder_that_is_no_store_is_left_alone(tmp_path: Path, capsys: pytest.
 
 def test_edited_file_meta_does_not_matter(tmp_path: Path) -> None:
     """The data set says what an object is; files are edited and their meta information forgotten."""
-    data_set = dcmread(sample("CT_small.dcm"))
+    data_set = dcmread(shipped("CT_small.dcm"))
     data_set.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3.4")
     data_set.save_as(tmp_path / "edited.dcm", enforce_file_format=False)
     assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), str(tmp_path / "edited.dcm")]) == cli.OK
@@ -133,8 +127,8 @@ def test_edited_file_meta_does_not_matter(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("expected_warnings")
 def test_the_same_uids_with_other_bytes_keep_both_and_show_the_first(tmp_path: Path) -> None:
     store = tmp_path / "s"
-    data_set = dcmread(sample("CT_small.dcm"))
-    assert cli.main(["import", "-q", "--store", str(store), str(sample("CT_small.dcm"))]) == cli.OK
+    data_set = dcmread(shipped("CT_small.dcm"))
+    assert cli.main(["import", "-q", "--store", str(store), str(shipped("CT_small.dcm"))]) == cli.OK
     data_set.ImageComments = "another"
     data_set.save_as(tmp_path / "other.dcm")
     assert cli.main(["import", "-q", "--store", str(store), str(tmp_path / "other.dcm")]) == cli.OK
@@ -148,12 +142,12 @@ def test_the_same_uids_with_other_bytes_keep_both_and_show_the_first(tmp_path: P
         shown = dcmread(Archive(store).path(image.hash))
     finally:
         index.close()
-    assert shown.ImageComments == dcmread(sample("CT_small.dcm")).ImageComments != "another"
+    assert shown.ImageComments == dcmread(shipped("CT_small.dcm")).ImageComments != "another"
 
 
 def test_numbers_are_given_in_the_order_of_the_files(tmp_path: Path) -> None:
     """So that equal files give equal trees, whichever of several threads was faster."""
-    data_set = dcmread(sample("CT_small.dcm"))
+    data_set = dcmread(shipped("CT_small.dcm"))
     for number in range(1, 61):
         data_set.SOPInstanceUID = data_set.file_meta.MediaStorageSOPInstanceUID = UID(f"2.25.{number}")
         data_set.InstanceNumber = number
@@ -171,7 +165,7 @@ def test_a_lost_index_is_never_replaced_by_an_empty_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = tmp_path / "s"
-    arguments = ["import", "-q", "--store", str(store), str(sample("CT_small.dcm"))]
+    arguments = ["import", "-q", "--store", str(store), str(shipped("CT_small.dcm"))]
     assert cli.main(arguments) == cli.OK
     before = {path: path.read_bytes() for path in originals(store)}
     for path in store.glob("index.sqlite3*"):
@@ -183,7 +177,7 @@ def test_a_lost_index_is_never_replaced_by_an_empty_one(
 
 
 def test_a_placeholder_id_does_not_merge_strangers(tmp_path: Path) -> None:
-    data_set = dcmread(sample("CT_small.dcm"))
+    data_set = dcmread(shipped("CT_small.dcm"))
     for number, name in enumerate(("Meier^Anna", "Schulz^Bernd", "MEIER^ANNA^"), 1):
         data_set.PatientName, data_set.PatientID, data_set.PatientBirthDate = name, "123", ""
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):

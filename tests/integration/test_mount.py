@@ -20,7 +20,6 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.data import get_testdata_file
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from dicomfs import mount as mounting
@@ -32,10 +31,12 @@ from tests.support import (
     ROOT,
     Running,
     command_line,
+    lacking,
     mounted,
     require,
     require_fuse,
     running,
+    shipped,
     wait_until,
 )
 
@@ -90,7 +91,7 @@ def store(tmp_path: Path) -> Store:
 def samples() -> list[Path]:
     """Real files: CT, MR, palette colour, multi-frame."""
     names = (*SIZES, "examples_ybr_color.dcm", "JPEG2000.dcm")
-    return [Path(str(get_testdata_file(name, download=False))) for name in names]
+    return [shipped(name) for name in names]
 
 
 # Ways to read a file; each gives all of it.
@@ -249,7 +250,7 @@ def changes(file: Path) -> dict[str, Callable[[], object]]:
 
 def test_everything_that_writes_is_refused(store: Store) -> None:
     if os.geteuid() != 0:
-        pytest.skip("the kernel already refuses others, by permissions")
+        lacking("others than root are refused by the kernel already")
     store.take(*samples()[:1])
     with store.mounted("formats=jpg+dcm"):
         for file in store.files():
@@ -638,7 +639,7 @@ def test_permissions(store: Store) -> None:
 )
 def test_other_users(store: Store, tmp_path: Path, options: str, may: bool) -> None:
     if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
+        lacking("only root can become another user")
     require("setpriv")
     store.take(*samples()[:1])
     for folder in (tmp_path, *tmp_path.parents):

@@ -20,11 +20,10 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from pydicom.data import get_testdata_file
 from pydicom.uid import UID
 
 from dicomfs.ingest import Ingest
-from tests.support import lacking, require
+from tests.support import lacking, require, shipped
 
 OBJECTS = 50
 PATIENCE_S = 30.0
@@ -102,8 +101,7 @@ def service(store: Path) -> Iterator[int]:
 
 def objects(folder: Path) -> dict[str, str]:
     """OBJECTS different CT images as files; SOP Instance UID to digest of the pixel data."""
-    template = get_testdata_file("CT_small.dcm", download=False)
-    assert isinstance(template, str)
+    template = shipped("CT_small.dcm")
     made: dict[str, str] = {}
     for number in range(OBJECTS):
         ds = pydicom.dcmread(template)

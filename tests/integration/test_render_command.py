@@ -6,18 +6,17 @@ from pathlib import Path
 
 import pytest
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 
 from dicomfs import cli
 from tests.phantom import cine
-from tests.support import command_line, mounted, require_fuse, running
+from tests.support import command_line, mounted, require_fuse, running, shipped
 
 NAMES = ("CT_small.dcm", "examples_ybr_color.dcm", "emri_small.dcm", "rtplan.dcm")
 OPTIONS = "formats=jpg+png+dcm,frames=4,quality=70"
 
 
 def samples(folder: Path) -> list[Path]:
-    real = [Path(str(get_testdata_file(name, download=False))) for name in NAMES]
+    real = [shipped(name) for name in NAMES]
     folder.mkdir()
     return [*real, *cine(folder, slices=1, phases=4)]
 
@@ -52,7 +51,7 @@ def test_it_writes_what_a_mount_shows(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_shown_is_named_and_told_by_the_exit_code(tmp_path: Path) -> None:
-    data_set = dcmread(str(get_testdata_file("CT_small.dcm", download=False)))
+    data_set = dcmread(str(shipped("CT_small.dcm")))
     data_set.Rows = 0
     broken = tmp_path / "broken.dcm"
     data_set.save_as(broken)
@@ -72,6 +71,6 @@ def test_an_output_that_cannot_be_written_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    path = str(get_testdata_file("CT_small.dcm", download=False))
+    path = str(shipped("CT_small.dcm"))
     assert cli.main(["render", "-q", "--output", str(tmp_path / "file"), path]) == cli.USAGE
     assert str(tmp_path / "file") in capsys.readouterr().err

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from dicomfs import cli
 from tests.phantom import cine
-from tests.support import command_line, mounted, require_fuse, running
+from tests.support import command_line, mounted, require_fuse, running, shipped
 
 PDF = b"%PDF-1.4\nnot much of a report\n%%EOF\n"
 
@@ -45,7 +44,7 @@ def test_formats_and_windows_side_by_side(tmp_path: Path, capsys: pytest.Capture
     store, point = tmp_path / "store", tmp_path / "mnt"
     point.mkdir()
     (tmp_path / "cine").mkdir()
-    ct = str(get_testdata_file("CT_small.dcm", download=False))
+    ct = str(shipped("CT_small.dcm"))
     paths = [ct, *map(str, cine(tmp_path / "cine", slices=1, phases=3)), str(report(tmp_path / "report.dcm"))]
     assert cli.main(["import", "-q", "--store", str(store), *paths]) == cli.OK
     options = "formats=png+png16+pdf+json+dcm,window=auto+full+40/400"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import trio
-from pydicom.data import get_testdata_file
 
 from dicomfs import notice, render
 from dicomfs.cache import Cache
 from dicomfs.errors import NotDisplayable, RenderFailed, WorkerStartFailed
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.workers import WORKER_COMMAND, Rendered, Workers
+from tests.support import lacking, shipped
 
 RECIPE = Recipe("jpg")
 MIB = 1 << 20
@@ -262,7 +262,7 @@ def test_confinement(command: tuple[str, ...], tmp_path: Path, monkeypatch: pyte
 def test_no_network(command: tuple[str, ...]) -> None:
     unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--net"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode != 0:
-        pytest.skip("this machine allows no network name spaces")
+        lacking("this machine allows no network name spaces")
 
     async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -599,6 +599,7 @@ import sys, trio
 from pathlib import Path
 from dicomfs.model import Recipe, Source
 from dicomfs.workers import Workers
+from tests.support import shipped, lacking
 
 async def main():
     workers = Workers(2, 512 << 20, 3600, command=sys.argv[1:])
@@ -645,9 +646,7 @@ def test_killed_parent_takes_its_workers_along(command: tuple[str, ...]) -> None
 @pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small.dcm", "SC_rgb_jpeg_dcmtk.dcm", "reportsi.dcm"])
 def test_real_worker_renders_as_in_process(name: str) -> None:
     """The same bytes, or the same reason and notice, whether or not a process lies between."""
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str)
-    original = Source(Path(path))
+    original = Source(shipped(name))
     try:
         expected = Rendered(render.render(original, RECIPE, None))
     except NotDisplayable as error:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -24,6 +23,7 @@ from tests.support import (
     require,
     require_fuse,
     running,
+    shipped,
     smbclient,
 )
 
@@ -31,13 +31,6 @@ NO_DELAY = {**os.environ, "TCP_NODELAY": "1"}
 
 
 # Images
-
-
-def sample(name: str) -> Path:
-    """A file that the pydicom wheel ships."""
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str), name
-    return Path(path)
 
 
 def named(
@@ -50,7 +43,7 @@ def named(
     seed: str | None = None,
 ) -> Path:
     """A small MR image of somebody, in UTF-8, with UIDs of its own (the same for the same `seed`)."""
-    ds = dcmread(sample("MR_small.dcm"))
+    ds = dcmread(shipped("MR_small.dcm"))
     ds.SpecificCharacterSet = "ISO_IR 192"
     ds.PatientName, ds.PatientID, ds.PatientBirthDate = patient_name, patient_id, "19700101"
     ds.StudyDate, ds.SeriesDescription, ds.SeriesNumber = "20240229", "FIESTA", 4

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import wait_until
+from tests.support import shipped, wait_until
 from tests.system.programs import (
     Served,
     dcmsend,
     named,
     original,
     parse_listing,
-    sample,
     serving,
     storescp,
     storescu,
@@ -61,7 +60,7 @@ def clinic() -> Iterator[Clinic]:
             named(scratch / "sent" / "j.dcm", f"Yamada^Tarou={JAPANESE.replace(' ', '^')}", patient_id="J"),
             named(scratch / "sent" / "k.dcm", JAPANESE.replace(" ", "^"), patient_id="K"),
         ]
-        samples = [sample(name) for name in SAMPLES]
+        samples = [shipped(name) for name in SAMPLES]
         with serving(scratch, "-o", "formats=jpg+png+dcm") as served:
             storescu(served.port, *people)
             dcmsend(served.port, *samples)

@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,15 @@ from tests.support import (
     command_line,
     connects,
     free_port,
+    lacking,
     mounted,
     require,
     require_fuse,
     running,
+    shipped,
     wait_until,
 )
-from tests.system.programs import dicomfs, named, sample, storescu
+from tests.system.programs import dicomfs, named, storescu
 
 OK, FAILED, USAGE, NOT_ALL, STORE_TROUBLE, MOUNT_REFUSED = 0, 1, 2, 3, 5, 6
 """Written down here too: scripts rely on them."""
@@ -132,7 +135,7 @@ def test_wrong_configuration_file(tmp_path: Path, text: str | None, said: str) -
 def test_store_of_the_configuration_file_and_of_the_environment(tmp_path: Path) -> None:
     path = tmp_path / "dicomfs.toml"
     path.write_text(f'store = "{tmp_path / "one"}"\n', encoding="utf-8")
-    image = sample("CT_small.dcm")
+    image = shipped("CT_small.dcm")
     assert dicomfs("import", "--config", path, image).returncode == OK
     env = {**os.environ, "DICOMFS_STORE": str(tmp_path / "two")}
     assert dicomfs("import", "--config", path, image, env=env).returncode == OK
@@ -147,7 +150,7 @@ def test_folder_that_is_no_store(tmp_path: Path, command: str) -> None:
     store.mkdir()
     (store / "thesis.txt").write_text("mine")
     (tmp_path / "m").mkdir()
-    rest: list[Path] = {"mount": [tmp_path / "m"], "import": [sample("CT_small.dcm")]}.get(command, [])
+    rest: list[Path] = {"mount": [tmp_path / "m"], "import": [shipped("CT_small.dcm")]}.get(command, [])
     if command == "mount":
         require_fuse()
     assert str(store) in complaint(dicomfs(command, "--store", store, *rest), STORE_TROUBLE)
@@ -166,18 +169,43 @@ def test_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path, command:
 
 def test_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    complaint(dicomfs("scp", "--port", "0", "--store", tmp_path / "file" / "store"), STORE_TROUBLE)
+    done = dicomfs("scp", "--port", "0", "--store", tmp_path / "file" / "store")
+    assert str(tmp_path / "file" / "store") in complaint(done, STORE_TROUBLE)
+
+
+def test_a_store_of_somebody_else(tmp_path: Path) -> None:
+    """A forgotten sudo: one line, no traceback."""
+    if os.geteuid() != 0:
+        lacking("only root can play another user")
+    runuser = require("runuser")
+    with tempfile.TemporaryDirectory(prefix="dicomfs-test-") as folder:
+        store = Path(folder, "store")
+        assert dicomfs("import", "-q", "--store", store, shipped("CT_small.dcm")).returncode == OK
+        Path(folder).chmod(0o755)
+        # The interpreter that everybody may run, with our packages on its path.
+        argv = [runuser, "-u", "nobody", "--", *command_line("status", "--store", store)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
+    assert "may not look into" in complaint(done, STORE_TROUBLE)
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "99999"])
+def test_an_smb_port_that_is_none(tmp_path: Path, port: str) -> None:
+    require_fuse()
+    (tmp_path / "m").mkdir()
+    done = dicomfs("serve", "--store", tmp_path / "s", "--mount", tmp_path / "m", f"--samba-port={port}")
+    assert port in complaint(done, USAGE)
+    assert not (tmp_path / "s").exists()
 
 
 def test_store_that_cannot_be_written(tmp_path: Path) -> None:
     # Works for root too, who may write where the permissions say no.
-    done = dicomfs("import", "--store", "/proc/sys/dicomfs", sample("CT_small.dcm"))
+    done = dicomfs("import", "--store", "/proc/sys/dicomfs", shipped("CT_small.dcm"))
     assert "/proc/sys/dicomfs" in complaint(done, STORE_TROUBLE)
 
 
 def test_mount_points_that_are_refused(tmp_path: Path) -> None:
     require_fuse()
-    assert dicomfs("import", "-q", "--store", tmp_path / "store", sample("CT_small.dcm")).returncode == OK
+    assert dicomfs("import", "-q", "--store", tmp_path / "store", shipped("CT_small.dcm")).returncode == OK
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for point, remedy in (
@@ -244,10 +272,10 @@ def mixed(folder: Path) -> Path:
     """Three images (one of them twice), one cut short, one text."""
     folder.mkdir()
     for name in ("CT_small.dcm", "MR_small.dcm", "JPEG2000.dcm"):
-        (folder / name).write_bytes(sample(name).read_bytes())
+        (folder / name).write_bytes(shipped(name).read_bytes())
     (folder / "deeper").mkdir()
-    (folder / "deeper" / "CT_again").write_bytes(sample("CT_small.dcm").read_bytes())
-    (folder / "short.dcm").write_bytes(sample("CT_small.dcm").read_bytes()[:500])
+    (folder / "deeper" / "CT_again").write_bytes(shipped("CT_small.dcm").read_bytes())
+    (folder / "short.dcm").write_bytes(shipped("CT_small.dcm").read_bytes()[:500])
     (folder / "notes.txt").write_text("nothing to see")
     return folder
 
@@ -289,7 +317,7 @@ def test_status_of_an_empty_store(tmp_path: Path) -> None:
 
 def test_status_tells_what_cannot_be_shown(tmp_path: Path) -> None:
     require_fuse()
-    broken = bytearray(sample("JPEG2000.dcm").read_bytes())
+    broken = bytearray(shipped("JPEG2000.dcm").read_bytes())
     start = broken.index(b"\xff\x4f\xff\x51")  # SOC, SIZ: the code stream begins
     broken[start + 4 : start + 60] = bytes(56)
     (tmp_path / "broken.dcm").write_bytes(broken)
@@ -315,7 +343,7 @@ def test_status_tells_what_cannot_be_shown(tmp_path: Path) -> None:
 def test_nobody_reads_on(tmp_path: Path, arguments: list[str]) -> None:
     """`dicomfs status | head -1`, with a reader that is gone before the first line comes."""
     store = tmp_path / "store"
-    assert dicomfs("import", "-q", "--store", store, sample("CT_small.dcm")).returncode == OK
+    assert dicomfs("import", "-q", "--store", store, shipped("CT_small.dcm")).returncode == OK
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import lacking, mounted, require, require_fuse, unmount, wait_until
-from tests.system.programs import Process, alive, dicomfs, process, sample
+from tests.support import lacking, mounted, require, require_fuse, shipped, unmount, wait_until
+from tests.system.programs import Process, alive, dicomfs, process
 
 HELPER = [sys.executable, "-c", "import sys; from dicomfs.cli import mount_helper; sys.exit(mount_helper())"]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -19,7 +19,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     require_fuse()
-    assert dicomfs("import", "-q", "--store", tmp_path / "store", sample("CT_small.dcm")).returncode == 0
+    assert dicomfs("import", "-q", "--store", tmp_path / "store", shipped("CT_small.dcm")).returncode == 0
     return tmp_path / "store"
 
 

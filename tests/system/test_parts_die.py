@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,23 @@ def test_a_part_that_dies_takes_everything_along(scratch: Path, name: str) -> No
         wait_until(lambda: not alive(processes), "all parts have ended", PATIENCE_S)
         assert not mounted(served.mount)
         assert list(served.temporary.iterdir()) == []
+
+
+def test_parts_leave_the_group_of_their_caller_alone(scratch: Path) -> None:
+    """smbd ends its whole process group; that of a script which runs `serve` must be another one."""
+    with serving(scratch) as served:
+        group = os.getpgid(served.running.process.pid)
+        groups = {name: os.getpgid(part(served, name).pid) for name in PARTS}
+        assert group not in groups.values()
+        assert len(set(groups.values())) == len(PARTS)
+        bystander = subprocess.Popen(["sleep", "600"], process_group=group)
+        try:
+            served.running.process.terminate()
+            assert served.running.process.wait(PATIENCE_S) == 0
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            bystander.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, EncapsulatedCDAStorage, EncapsulatedPDFStorage
 
@@ -16,15 +15,10 @@ from dicomfs import bounded
 from dicomfs.errors import NotDisplayable
 from dicomfs.model import Recipe, Source
 from dicomfs.render import render
+from tests.support import shipped
 from tests.unit.reference import write
 
 PDF = b"%PDF-1.4\nnot much of one\n%%EOF\n"
-
-
-def wheel(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    assert isinstance(found, str)
-    return Path(found)
 
 
 def file(path: Path, name: str) -> bytes:
@@ -49,7 +43,7 @@ def test_pdf_as_it_is(tmp_path: Path, document: bytes, with_length: bool) -> Non
 
 def test_what_is_no_pdf(tmp_path: Path) -> None:
     cda = write(tmp_path / "a.dcm", b"", SOPClassUID=EncapsulatedCDAStorage, EncapsulatedDocument=PDF)
-    for path in (cda, wheel("MR_small.dcm")):
+    for path in (cda, shipped("MR_small.dcm")):
         with pytest.raises(NotDisplayable, match="no encapsulated PDF"):
             file(path, "pdf")
     html: dict[str, Any] = {"SOPClassUID": EncapsulatedPDFStorage, "EncapsulatedDocument": b"<html></html>"}
@@ -58,7 +52,7 @@ def test_what_is_no_pdf(tmp_path: Path) -> None:
 
 
 def test_json_reads_back_as_the_same_data_set() -> None:
-    path = wheel("CT_small.dcm")
+    path = shipped("CT_small.dcm")
     expected = dcmread(path, stop_before_pixels=True)
     found = Dataset.from_json(file(path, "json").decode())
     assert len(found) > 150
@@ -98,7 +92,7 @@ def test_json_is_utf_8_with_names_in_parts_and_keys_in_order(tmp_path: Path) -> 
 def test_json_of_odd_values(tmp_path: Path) -> None:
     path = write(tmp_path / "a.dcm", np.zeros((4, 4), "u1"), RealWorldValueIntercept=float("nan"))
     assert model(path)["00409224"] == {"vr": "FD", "Value": ["nan"]}
-    raw = wheel("MR_small.dcm").read_bytes()
+    raw = shipped("MR_small.dcm").read_bytes()
     at = raw.index(b"\x28\0\x50\x10DS")
     (tmp_path / "b.dcm").write_bytes(raw[: at + 8] + b"x" + raw[at + 9 :])
     found = model(tmp_path / "b.dcm")

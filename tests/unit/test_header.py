@@ -13,11 +13,11 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.data import get_testdata_file
 
 from dicomfs.errors import UnreadableDataSet
 from dicomfs.header import read_file_meta, read_header
 from dicomfs.model import Header
+from tests.support import shipped
 
 IMPLICIT, EXPLICIT, BIG = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2"
 DEFLATED, JPEG, PRIVATE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.50", "1.3.6.1.4.1.1.2"
@@ -664,9 +664,8 @@ REAL = [
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_files_read_as_pydicom_reads_them(name: str) -> None:
-    path = get_testdata_file(name, download=False)
-    assert isinstance(path, str)
-    raw = Path(path).read_bytes()
+    path = shipped(name)
+    raw = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference = pydicom.dcmread(path)

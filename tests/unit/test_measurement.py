@@ -9,7 +9,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_rescale
 from pydicom.uid import EncapsulatedPDFStorage
@@ -18,17 +17,10 @@ from dicomfs.errors import NotDisplayable
 from dicomfs.model import Recipe, Source
 from dicomfs.recipes import FORMATS, Kind
 from dicomfs.render import render
+from tests.support import shipped
 from tests.unit.reference import write
 
 VALUES = [name for name, one in FORMATS.items() if one.kind is Kind.VALUES]
-
-
-def wheel(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    if found is None:
-        pytest.skip(f"{name} is in neither of the installed pydicom wheels")
-    assert isinstance(found, str)
-    return Path(found)
 
 
 def measured(path: Path, name: str, frame: int = 0) -> tuple[NDArray[np.float64], dict[str, str]]:
@@ -53,10 +45,10 @@ def measured(path: Path, name: str, frame: int = 0) -> tuple[NDArray[np.float64]
     ],
 )
 def test_values_are_exact(name: str, file: str) -> None:
-    ds = dcmread(wheel(file))
+    ds = dcmread(shipped(file))
     ds.remove_private_tags()
     expected = apply_rescale(ds.pixel_array, ds)
-    found, calibration = measured(wheel(file), name)
+    found, calibration = measured(shipped(file), name)
     assert np.array_equal(found, expected)
     assert calibration.get("vunit") == ("HU" if ds.Modality == "CT" else None)
 
@@ -109,7 +101,7 @@ def test_what_does_not_fit_is_spread(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", VALUES)
 def test_colour_has_no_values(name: str) -> None:
     with pytest.raises(NotDisplayable, match="colour"):
-        render(Source(wheel("examples_rgb_color.dcm")), Recipe(name), None)
+        render(Source(shipped("examples_rgb_color.dcm")), Recipe(name), None)
 
 
 SECRETS: dict[str, Any] = {

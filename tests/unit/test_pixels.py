@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from openjpeg.utils import encode_array
 from PIL import Image as PillowImage
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
     JPEG2000,
@@ -31,6 +30,7 @@ from pydicom.uid import (
 from dicomfs import codestream
 from dicomfs.errors import NotDisplayable
 from dicomfs.pixels import MAX_PIXELS, colour, grey, open_image
+from tests.support import shipped
 from tests.unit.reference import write
 
 NATIVE = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
@@ -50,12 +50,6 @@ def rgb(path: Path, frame: int = 0) -> NDArray[np.uint8]:
     with open_image(path) as image:
         assert image.is_colour
         return colour(image, frame)
-
-
-def wheel(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    assert isinstance(found, str)
-    return Path(found)
 
 
 @pytest.mark.parametrize("syntax", NATIVE)
@@ -128,9 +122,9 @@ def test_only_the_frame_that_is_asked_for_is_decoded(tmp_path: Path) -> None:
 
 
 def test_compressed_copies_equal_the_uncompressed_original() -> None:
-    original = dcmread(wheel("MR_small.dcm")).pixel_array
+    original = dcmread(shipped("MR_small.dcm")).pixel_array
     for name in ("RLE", "jp2klossless", "jpeg_ls_lossless", "bigendian", "expb", "implicit", "padded"):
-        assert np.array_equal(stored(wheel(f"MR_small_{name}.dcm")), original), name
+        assert np.array_equal(stored(shipped(f"MR_small_{name}.dcm")), original), name
 
 
 # ---------------------------------------------------------------- colour
@@ -232,7 +226,7 @@ def test_baseline_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
 
 
 def test_the_last_coefficient_of_a_sequential_scan_is_repaired(tmp_path: Path) -> None:
-    ds = dcmread(wheel("JPGExtended.dcm"))
+    ds = dcmread(shipped("JPGExtended.dcm"))
     sound = get_frame(ds.PixelData, 0, number_of_frames=1)
     scan = sound.index(b"\xff\xda")
     last = scan + 2 + 2 + 1 + 2 * sound[scan + 4] + 1
@@ -242,7 +236,7 @@ def test_the_last_coefficient_of_a_sequential_scan_is_repaired(tmp_path: Path) -
     assert codestream.repair_jpeg(sound) is sound
     ds.PixelData = encapsulate([broken])
     ds.save_as(tmp_path / "a.dcm")
-    assert np.array_equal(stored(tmp_path / "a.dcm"), stored(wheel("JPGExtended.dcm")))
+    assert np.array_equal(stored(tmp_path / "a.dcm"), stored(shipped("JPGExtended.dcm")))
 
 
 def test_a_progressive_jpeg_is_decoded_as_pillow_does(tmp_path: Path) -> None:
@@ -260,7 +254,7 @@ def test_progressive_and_lossless_scans_are_left_alone() -> None:
     file = BytesIO()
     PillowImage.new("L", (8, 8)).save(file, "JPEG", progressive=True)
     assert codestream.repair_jpeg(file.getvalue()) == file.getvalue()
-    lossless = get_frame(dcmread(wheel("JPEG-LL.dcm")).PixelData, 0, number_of_frames=1)
+    lossless = get_frame(dcmread(shipped("JPEG-LL.dcm")).PixelData, 0, number_of_frames=1)
     assert codestream.repair_jpeg(lossless) == lossless
 
 

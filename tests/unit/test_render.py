@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread
-from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
@@ -24,6 +23,7 @@ from dicomfs import probes
 from dicomfs.errors import NotDisplayable
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.render import decide_pool, probe_digest, render
+from tests.support import shipped
 from tests.unit import reference
 from tests.unit.reference import write
 
@@ -37,12 +37,6 @@ def wheel_files() -> list[Path]:
     folders += [Path(folder) / "data_store" / "data" for folder in sys.path]
     found = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     return [path for path in found if path.suffix not in {".py", ".pyc"}]
-
-
-def wheel(name: str) -> Path:
-    found = get_testdata_file(name, download=False)
-    assert isinstance(found, str)
-    return Path(found)
 
 
 def picture(path: Path, window: PoolWindow | None = None, frame: int = 0) -> NDArray[np.uint8]:
@@ -81,6 +75,7 @@ from dicomfs.model import Recipe, Source
 from dicomfs.notice import notice
 from dicomfs.recipes import FORMATS
 from dicomfs.render import probe_digest, render
+from tests.support import shipped
 digest = hashlib.sha256()
 for path in sys.argv[1:]:
     for name in FORMATS:
@@ -103,7 +98,7 @@ def test_two_processes_give_the_same_bytes() -> None:
         "examples_palette.dcm",
         "color-pl.dcm",
     ]
-    command = [sys.executable, "-c", SCRIPT, *(str(wheel(name)) for name in names)]
+    command = [sys.executable, "-c", SCRIPT, *(str(shipped(name)) for name in names)]
     first, second = (
         subprocess.run(
             command,
@@ -145,10 +140,10 @@ def test_a_given_range_in_modality_units(tmp_path: Path) -> None:
 
 
 def test_the_header_window_by_the_formula() -> None:
-    ds = dcmread(wheel("MR_small.dcm"))
+    ds = dcmread(shipped("MR_small.dcm"))
     expected = [reference.linear(int(v), ds.WindowCenter, ds.WindowWidth) for v in ds.pixel_array.ravel()]
-    assert picture(wheel("MR_small.dcm"), EACH_ITS_OWN).ravel().tolist() == expected
-    assert picture(wheel("MR_small.dcm")).ravel().tolist() == expected
+    assert picture(shipped("MR_small.dcm"), EACH_ITS_OWN).ravel().tolist() == expected
+    assert picture(shipped("MR_small.dcm")).ravel().tolist() == expected
 
 
 def test_functional_groups_per_frame_before_shared(tmp_path: Path) -> None:
@@ -273,8 +268,8 @@ def test_broken_windows_count_as_missing(tmp_path: Path, centre: bytes, width: b
 )
 def test_odd_spellings_of_a_window(tmp_path: Path, centre: str, width: str) -> None:
     path = tmp_path / "a.dcm"
-    ds = dcmread(wheel("MR_small.dcm"))
-    raw = wheel("MR_small.dcm").read_bytes()
+    ds = dcmread(shipped("MR_small.dcm"))
+    raw = shipped("MR_small.dcm").read_bytes()
     for tag, old, new in ((b"\x50\x10", ds.WindowCenter, centre), (b"\x51\x10", ds.WindowWidth, width)):
         at = raw.index(b"\x28\x00" + tag)
         length = int.from_bytes(raw[at + 6 : at + 8], "little")
@@ -282,7 +277,7 @@ def test_odd_spellings_of_a_window(tmp_path: Path, centre: str, width: str) -> N
         assert float(raw[at + 8 : at + 8 + length]) == old
         raw = raw[: at + 6] + len(value).to_bytes(2, "little") + value + raw[at + 8 + length :]
     path.write_bytes(raw)
-    same = np.array_equal(picture(path, EACH_ITS_OWN), picture(wheel("MR_small.dcm"), EACH_ITS_OWN))
+    same = np.array_equal(picture(path, EACH_ITS_OWN), picture(shipped("MR_small.dcm"), EACH_ITS_OWN))
     assert same == (width != "x")
 
 
@@ -306,7 +301,7 @@ def test_unreadable_members_are_left_out(tmp_path: Path) -> None:
     phases = cine(tmp_path)
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(phases[0].path.read_bytes()[:-5000])
-    assert decide_pool([*phases, Source(broken), Source(wheel("rtplan.dcm"))]) == decide_pool(phases)
+    assert decide_pool([*phases, Source(broken), Source(shipped("rtplan.dcm"))]) == decide_pool(phases)
     nobody = decide_pool([Source(broken)])
     assert (nobody.low, nobody.high) == (None, None)
     assert nobody.reason
@@ -363,7 +358,7 @@ def test_the_wheels_hardest_files_do_render() -> None:
         "693_J2KI.dcm",
         "rtdose_rle.dcm",
     ):
-        assert picture(wheel(name)).std() > 5, name
+        assert picture(shipped(name)).std() > 5, name
 
 
 def test_passing_failures_pass(tmp_path: Path) -> None:
@@ -392,7 +387,7 @@ DAMAGED = [
 def test_damage_anywhere_is_not_displayable_or_a_picture(
     tmp_path_factory: pytest.TempPathFactory, name: str, hits: list[tuple[float, bytes]], kept: float
 ) -> None:
-    raw = bytearray(wheel(name).read_bytes())
+    raw = bytearray(shipped(name).read_bytes())
     for place, junk in hits:
         # headers hurt more than pixels
         at = 128 + int(place**3 * (len(raw) - 132))
