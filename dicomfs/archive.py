@@ -38,6 +38,7 @@ DATA_SET_OFFSET: Final = 1024
 """First byte of the data set in every archived file."""
 
 IMPLEMENTATION_UID: Final = "2.25.328308849035975025332632903334970848394"
+IMPLEMENTATION_VERSION: Final = f"DICOMFS_{__version__}"[:16]
 PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
 """(0002,0100): names the owner of our JSON text in (0002,0102)."""
 
@@ -77,7 +78,7 @@ def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> by
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid, validation_mode=0)
     meta.TransferSyntaxUID = UID(receipt.transfer_syntax, validation_mode=0)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
-    meta.ImplementationVersionName = f"DICOMFS_{__version__}"[:16]
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
     if source_ae:
         meta.SourceApplicationEntityTitle = source_ae
         meta.SendingApplicationEntityTitle = source_ae

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
 from dicomfs import mount as mounting
+from dicomfs.association import Limits
 from dicomfs.config import STORE_VARIABLE, Settings, check_scp, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.index import INDEX_NAME, Index
@@ -255,7 +256,7 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
     with _stop_signals() as wait_for_stop, Ingest.open(settings.store) as ingest:
-        limits = scp.Limits(associations=chosen.max_associations)
+        limits = Limits(associations=chosen.max_associations)
         server = scp.StorageSCP.start(chosen.host, chosen.port, chosen.aet, ingest, limits=limits)
         log.warning("every sender is accepted: keep this port inside the hospital's network")
         service.notify(service.READY, os.environ)

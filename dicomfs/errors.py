@@ -11,6 +11,7 @@
     │   ├── UnreadableDataSet     not a DICOM data set, or cut short
     │   │   └── NotDicom          a file that never was one: nothing is lost by leaving it out
     │   └── IdentityMismatch      the command's UIDs are not the data set's
+    ├── AssociationEnded          a sender went away or broke the protocol
     ├── PartFailed                a part of `serve` did not start, or ended by itself
     ├── WorkerStartFailed         no render process can be started: the installation is broken
     ├── NotDisplayable            permanent: no decoder, damaged pixels, no such frame
@@ -71,6 +72,17 @@ class NotDisplayable(DicomfsError):
 
 class RenderFailed(DicomfsError):
     """This frame could not be rendered now; nothing is recorded and the next request tries again."""
+
+
+class AssociationEnded(DicomfsError):
+    """The association is over, by the peer's doing; `abort` is what the peer must be told.
+
+    A provider reason of A-ABORT (PS3.8 table 9-26), or None when nobody is there to be told.
+    """
+
+    def __init__(self, text: str, abort: int | None = None) -> None:
+        super().__init__(text)
+        self.abort = abort
 
 
 class PartFailed(DicomfsError):

@@ -29,6 +29,7 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
+from dicomfs.association import Limits, Receiver
 from dicomfs.errors import (
     BadInstance,
     IdentityMismatch,
@@ -41,7 +42,7 @@ from dicomfs.errors import (
 from dicomfs.ingest import Ingest
 from dicomfs.model import Outcome, Receipt, Stored
 from dicomfs.negotiation import is_storage, preferred
-from dicomfs.scp import Limits, Receiver, StorageSCP
+from dicomfs.scp import StorageSCP
 from tests.support import (
     Running,
     command_line,
@@ -873,8 +874,6 @@ def _unknown_context(wire: Wire) -> None:
     wire.send_pdv(9, DATA | LAST, b"data")
 
 
-# pynetdicom's reading thread dies of a command set that it cannot decode; the association ends all the same.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
     "harm",
     [_abort, _hang_up, _half_pdu, _garbage, _garbage_command, _unknown_context],
@@ -888,6 +887,7 @@ def test_broken_peer_leaves_nothing_behind(
         before(wire)
         harm(wire)
         assert wire.is_cut_off()
+    wait_until(lambda: not door.scp.connections, "the end of the association")
     assert not door.originals()
     assert not door.incoming()
     sent = synthetic("1.2.826.0.1.3680043.8.498.10")
@@ -918,7 +918,7 @@ def test_stalled_object_is_given_up(expected_warnings: list[logging.LogRecord]) 
             _half_object(wire)
             wire.socket.sendall(struct.pack(">BBL", P_DATA_TF, 0, 1000) + b"half")
             assert wire.is_cut_off()
-        wait_until(lambda: not scp._server.active_associations, "the stalled association's end")
+        wait_until(lambda: not scp.connections, "the stalled association's end")
         with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
             assert wire.store(b"bytes", MR, "1.2.3") == (0, "")
     assert len(receiver.received) == 1
@@ -947,7 +947,7 @@ def test_one_association_too_many_is_told_to_wait(expected_warnings: list[loggin
         ):
             pass
         assert caught.value.args == (2, 3, 2)  # transient, presentation related, local limit exceeded
-        wait_until(lambda: not scp._server.active_associations, "the first association's end")
+        wait_until(lambda: not scp.connections, "the first association's end")
         with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
             assert wire.results == [(ACCEPTED, EXPLICIT)]
 
@@ -963,10 +963,8 @@ def test_called_title_counts_only_when_asked_for(expected_warnings: list[logging
 
 def test_accepted_connections_do_not_wait_for_full_packets() -> None:
     with scripted(Scripted()) as scp, Wire(scp.port, [(MR, [EXPLICIT])]):
-        (assoc,) = scp._server.active_associations
-        assert assoc.dul.socket is not None
-        assert assoc.dul.socket.socket is not None
-        assert assoc.dul.socket.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        (guest,) = scp._guests
+        assert guest.connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # --- Start and stop ---------------------------------------------------------------------------------
@@ -989,7 +987,9 @@ def test_address_of_elsewhere_is_the_users_error(host: str) -> None:
         StorageSCP.start(host, 0, "DICOMFS", Scripted())  # type: ignore[arg-type]
 
 
-def test_drain_lets_a_slow_sender_finish_and_nobody_new_in(door: Door) -> None:
+def test_drain_lets_a_slow_sender_finish_and_nobody_new_in(
+    expected_warnings: list[logging.LogRecord], door: Door
+) -> None:
     sent = synthetic("1.2.826.0.1.3680043.8.498.11")
     drained: list[bool] = []
     stopper = threading.Thread(target=lambda: drained.append(door.scp.stop(drain_seconds=PATIENCE_S)))
@@ -1025,9 +1025,9 @@ def test_drain_is_bounded(expected_warnings: list[logging.LogRecord], tmp_path: 
         with silent, Wire(door.port, contexts) as lazy, Wire(door.port, contexts) as stuck:
             _half_object(lazy)
             stuck.socket.sendall(struct.pack(">BBL", P_DATA_TF, 0, 1000) + b"half")
-            wait_until(lambda: len(door.scp._server.active_associations) == 3, "the third connection")
+            wait_until(lambda: door.scp.connections == 3, "the third connection")
             assert door.scp.stop(drain_seconds=0.2) is False
-            assert not [assoc for assoc in door.scp._server.active_associations if assoc.is_established]
+            assert not door.scp.associations
             assert door.scp.stop(drain_seconds=0.2) is True, "a second stop has nothing to do"
             assert lazy.is_cut_off()
             assert stuck.is_cut_off()
@@ -1151,6 +1151,6 @@ def test_a_health_check_holds_no_place() -> None:
     with scripted(Scripted(), Limits(associations=1, handshake_s=300)) as scp:
         for _ in range(4):
             socket.create_connection(("127.0.0.1", scp.port)).close()
-        wait_until(lambda: not scp._server.active_associations, "the places of those who went")
+        wait_until(lambda: not scp.connections, "the places of those who went")
         with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
             assert wire.results == [(ACCEPTED, EXPLICIT)]

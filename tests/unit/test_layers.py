@@ -15,7 +15,7 @@ ORDER = (
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "index", "renditions", "ingest"),
-    *("negotiation", "scp", "importer"),
+    *("negotiation", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
         "worker",
@@ -33,7 +33,7 @@ ORDER = (
     *("samba", "service", "serve"),
     "cli",
 )
-RECEIVE = {"ingest", "negotiation", "scp", "importer"}
+RECEIVE = {"ingest", "negotiation", "connection", "dimse", "handshake", "association", "scp", "importer"}
 PRESENT = {
     "render",
     "renditions",
@@ -64,10 +64,12 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY,
     "openjpeg": CODECS,
-    "pydicom": {"archive", "negotiation", "scp", "subtraction", "probes", "render"} | HEADERS | CODECS,
+    "pydicom": {"archive", "negotiation", "handshake", "association", "subtraction", "probes", "render"}
+    | HEADERS
+    | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
-    "pynetdicom": {"scp"},
+    "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
     "sqlalchemy": {"index", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},

@@ -1,0 +1,347 @@
+"""One association from its request to its end: negotiation, then message after message (PS3.7, PS3.8 9.2).
+
+Event-driven in the plainest way: the association's one thread waits in the kernel for the next bytes,
+hands a data set to the store while it arrives, and answers. Between the socket and the spool file there
+is no queue, no other thread and no copy. A request it does not know is answered "unrecognised operation";
+what breaks the protocol ends the association. Objects are named by SOP Instance UID, peers by AE title
+and address; nothing of a data set is ever logged. Used by `scp.py`, which owns sockets and threads.
+"""
+
+import logging
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from pydicom.uid import UID
+
+from dicomfs import dimse, handshake
+from dicomfs.connection import (
+    ABORT,
+    ASSOCIATE_RQ,
+    RELEASE_RP,
+    RELEASE_RQ,
+    UNEXPECTED_PDU,
+    Connection,
+    Pdu,
+    Pdv,
+    message,
+    pdu,
+)
+from dicomfs.dimse import Command
+from dicomfs.errors import (
+    AssociationEnded,
+    BadInstance,
+    DicomfsError,
+    IdentityMismatch,
+    StoreFull,
+    StoreUnavailable,
+    UnreadableDataSet,
+)
+from dicomfs.handshake import Accepted, Rejection, Request
+from dicomfs.model import Outcome, Receipt
+from dicomfs.negotiation import is_storage, preferred
+
+LOGGER: Final = logging.getLogger("dicomfs.scp")
+VERIFICATION: Final = "1.2.840.10008.1.1"
+_LINGER_S: Final = 5.0
+"""How long a peer may take to close the connection after its last answer (ARTIM, PS3.8 9.1.5)."""
+_UNEXPECTED_PARAMETER: Final = 5
+
+
+class Receiver(Protocol):
+    """Where objects go: `ingest.Ingest`. Called from one thread for each association."""
+
+    def receive(self, parts: Iterable[bytes | memoryview], receipt: Receipt) -> Outcome: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one sender, or all together, may take."""
+
+    associations: int = 32
+    """At once; one more is rejected as "local limit exceeded", which senders take as: try later."""
+    pdu_bytes: int = 131_072
+    """Largest PDU we announce to accept; 0 leaves it to the sender."""
+    object_bytes: int = 1 << 36
+    """Largest data set; what is longer is read to its end, and refused."""
+    handshake_s: float = 30.0
+    """From the connection to its association request, and for a closing peer to hang up (ARTIM)."""
+    idle_s: float = 300.0
+    """Between two messages of an open association; scanners pause between series."""
+    stall_s: float = 60.0
+    """Inside a message that has begun. Without it, half a PDU would hold a thread for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all associations of a server have in common."""
+
+    ae_title: str
+    limits: Limits
+    receiver: Receiver
+    judge: Callable[[Request], Rejection | None]
+    """Asked when a request has come; None: the peer may associate."""
+
+
+# --- What is answered -------------------------------------------------------------------------------
+
+
+class _NoDataSet(BadInstance):
+    """A C-STORE request without a data set."""
+
+
+class _TooLong(BadInstance):
+    """A data set that is longer than the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    comment: str
+    """Error Comment (0000,0902), LO: at most 64 characters. Fixed, so that it cannot tell on a patient."""
+    level: int
+
+
+_SUCCESS: Final = 0x0000
+_UNRECOGNISED_OPERATION: Final = 0x0211
+
+# PS3.4 table B.2-1 (and PS3.7 C.5 for 0110). The first class that matches counts. A store that cannot be
+# written now answers A700 like a full one, not 0110: A7xx speaks of the receiver's state, so senders keep
+# the object and try again; 0110 is what they get for a bug of ours, where the same would happen again.
+_ANSWERS: Final[Sequence[tuple[type[DicomfsError], _Answer]]] = (
+    (StoreFull, _Answer(0xA700, "Out of space; object not stored, please send again", logging.ERROR)),
+    (StoreUnavailable, _Answer(0xA700, "Archive unavailable; object not stored, send again", logging.ERROR)),
+    (IdentityMismatch, _Answer(0xA900, "SOP UIDs of command and data set differ", logging.WARNING)),
+    (_NoDataSet, _Answer(0xC001, "No data set in the message", logging.WARNING)),
+    (_TooLong, _Answer(0xC002, "Object is larger than this archive accepts", logging.WARNING)),
+    (UnreadableDataSet, _Answer(0xC000, "Data set cannot be read, or has no SOP UIDs", logging.WARNING)),
+    (BadInstance, _Answer(0xC000, "Object cannot be understood", logging.WARNING)),
+)
+_BUG: Final = _Answer(0x0110, "Internal error; object not stored", logging.ERROR)
+
+
+def _answer_to(error: Exception) -> _Answer:
+    return next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), _BUG)
+
+
+# --- Texts for the log ------------------------------------------------------------------------------
+
+
+def plain(text: object, limit: int) -> str:
+    """Text that a peer chose, fit for one line of a log."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in str(text).strip())[:limit]
+
+
+def _uid_text(uid: object) -> str:
+    """A UID of a peer; what is not a digit or a point could be anything, even a name."""
+    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:128]
+
+
+def where(error: BaseException) -> str:
+    """Traceback without the messages: those of a library may quote the data set."""
+    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    cause = error.__cause__ or error.__context__
+    text = f"{type(error).__qualname__}\n{frames}"
+    return text if cause is None else f"{text}\ncaused by {where(cause)}"
+
+
+# --- The association --------------------------------------------------------------------------------
+
+
+class Association:
+    """One peer, served by `run` in a thread of its own."""
+
+    def __init__(self, connection: Connection, address: str, port: int, terms: Terms) -> None:
+        self._connection = connection
+        self._terms = terms
+        self._address = f"{address}:{port}"
+        self._accepted: dict[int, Accepted] = {}
+        self._request: Request | None = None
+        self.is_established = False
+
+    @property
+    def peer(self) -> str:
+        """Its AE title and address, for the log."""
+        title = plain(self._request.calling, 16) if self._request else "?"
+        return f"{title} at {self._address}"
+
+    def run(self) -> None:
+        """Serve the peer until it releases or is given up. Closes the connection; raises nothing."""
+        linger = 0.0
+        try:
+            if self._negotiate():
+                self.is_established = True
+                self._serve()
+            linger = min(_LINGER_S, self._terms.limits.handshake_s)
+        except AssociationEnded as error:
+            if error.abort is not None:
+                self._connection.abort(error.abort)
+                linger = _HANG_UP_S
+            if self.is_established:
+                LOGGER.warning("association of %s aborted: %s", self.peer, error)
+            else:
+                LOGGER.info("connection of %s ended before an association: %s", self.peer, error)
+        except Exception as error:  # noqa: BLE001  one association may fail, never the server
+            LOGGER.error("association of %s aborted: internal error %s", self.peer, where(error))  # noqa: TRY400
+            self._connection.abort(0)
+        finally:
+            self.is_established = False
+            self._connection.close(linger)
+
+    # Negotiation
+
+    def _negotiate(self) -> bool:
+        """Answer the request; False when it was rejected."""
+        limits = self._terms.limits
+        first = self._connection.next(limits.handshake_s)
+        if not isinstance(first, Pdu) or first.kind != ASSOCIATE_RQ:
+            raise AssociationEnded("it did not begin with an association request", UNEXPECTED_PDU)
+        self._request = request = handshake.decode(first.body)
+        rejection = _malformed(request) or self._terms.judge(request)
+        if rejection is not None:
+            LOGGER.warning("association of %s rejected: %s", self.peer, rejection.reason)
+            self._connection.send(handshake.reject(rejection))
+            return False
+        self._accepted = handshake.choose(request.contexts, _taken)
+        self._connection.send(handshake.accept(request, self._accepted, limits.pdu_bytes))
+        LOGGER.info("association of %s opened", self.peer)
+        return True
+
+    # Messages
+
+    def _serve(self) -> None:
+        """Take messages until the peer releases the association."""
+        while True:
+            head = self._connection.next(self._terms.limits.idle_s)
+            if isinstance(head, Pdv):
+                self._message(head)
+            elif head.kind == RELEASE_RQ:
+                self._connection.send(pdu(RELEASE_RP, bytes(4)))
+                LOGGER.info("association of %s released", self.peer)
+                return
+            elif head.kind == ABORT:
+                raise AssociationEnded("the peer aborted")
+            else:
+                raise AssociationEnded(f"a PDU of type {head.kind} came at the wrong time", UNEXPECTED_PDU)
+
+    def _message(self, head: Pdv) -> None:
+        context = head.context
+        if context not in self._accepted:
+            raise AssociationEnded("a message came on a context that was not accepted", _UNEXPECTED_PARAMETER)
+        command = self._command(head)
+        data_set = self._data_set(context) if command.has_data_set else iter(())
+        if command.is_response or command.field == dimse.C_CANCEL_RQ:
+            answer = b""  # nothing of ours can be answered or cancelled
+        elif command.field == dimse.C_STORE_RQ and self._accepted[context].abstract_syntax != VERIFICATION:
+            answer = self._store(command, self._accepted[context], data_set)
+        elif command.field == dimse.C_ECHO_RQ:
+            answer = dimse.response(command, _SUCCESS)
+        else:
+            answer = dimse.response(command, _UNRECOGNISED_OPERATION)
+        for _ in data_set:
+            pass  # what nobody wanted still has to be read
+        if answer:
+            self._connection.send(message(context, answer, b"", self._max_pdu))
+
+    @property
+    def _max_pdu(self) -> int:
+        return self._request.max_pdu if self._request else 0
+
+    def _command(self, head: Pdv) -> Command:
+        context, raw = head.context, bytearray()
+        while True:
+            if not head.is_command or head.context != context:
+                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
+            for piece in self._connection.value(head):
+                raw += piece
+                if len(raw) > dimse.LONGEST:
+                    raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
+            if head.is_last:
+                break
+            head = self._fragment()
+        try:
+            return dimse.decode(bytes(raw))
+        except ValueError as error:
+            raise AssociationEnded(str(error), _UNEXPECTED_PARAMETER) from None
+
+    def _fragment(self) -> Pdv:
+        """The next fragment of a message that has begun."""
+        head = self._connection.next(self._terms.limits.stall_s)
+        if isinstance(head, Pdu):
+            if head.kind == ABORT:
+                raise AssociationEnded("the peer aborted in the middle of a message")
+            raise AssociationEnded(f"a PDU of type {head.kind} came inside a message", UNEXPECTED_PDU)
+        return head
+
+    def _data_set(self, context: int) -> Iterator[memoryview]:
+        """The data set as it arrives. The generator is read to its end by whoever begins it, or by us."""
+        size, is_last = 0, False
+        while not is_last:
+            head = self._fragment()
+            if head.is_command or head.context != context:
+                raise AssociationEnded("a data set is interrupted by another message", _UNEXPECTED_PARAMETER)
+            for piece in self._connection.value(head):
+                size += len(piece)
+                yield piece
+            is_last = head.is_last
+
+    # C-STORE
+
+    def _store(self, command: Command, accepted: Accepted, data_set: Iterator[memoryview]) -> bytes:
+        """One C-STORE (PS3.7 9.1.1): store it; the answer."""
+        uid = _uid_text(command.sop_instance_uid)
+        receipt = Receipt(
+            transfer_syntax=str(accepted.transfer_syntax),
+            received=time.time(),
+            source_ae=plain(self._request.calling, 16) if self._request else "",
+            receiving_ae=self._terms.ae_title,
+            sop_class_uid=command.sop_class_uid,
+            sop_instance_uid=command.sop_instance_uid,
+        )
+        try:
+            outcome = self._terms.receiver.receive(
+                _bounded(data_set, self._terms.limits.object_bytes), receipt
+            )
+        except AssociationEnded:
+            raise
+        except Exception as error:  # noqa: BLE001  the door: every request is answered, whatever went wrong
+            answer = _answer_to(error)
+            what = f"internal error {where(error)}" if answer is _BUG else plain(error, 400)
+            LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
+            return dimse.response(command, answer.status, answer.comment)
+        for warning in outcome.warnings:
+            LOGGER.warning("%s from %s: %s", uid, self.peer, warning)
+        LOGGER.info("%s from %s: %s", uid, self.peer, outcome.stored.value)
+        return dimse.response(command, _SUCCESS)
+
+
+_HANG_UP_S: Final = 1.0
+
+
+def _malformed(request: Request) -> Rejection | None:
+    if not request.known_protocol:
+        return Rejection(1, 1, 2, "it does not speak DICOM's application context")
+    if not request.contexts or any(
+        not proposed.abstract_syntax or not proposed.transfer_syntaxes for proposed in request.contexts
+    ):
+        return Rejection(1, 2, 1, "a presentation context lacks its abstract or transfer syntax")
+    return None
+
+
+def _taken(abstract_syntax: UID, transfer_syntaxes: Iterable[UID]) -> list[UID]:
+    known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
+    return preferred(transfer_syntaxes) if known else []
+
+
+def _bounded(data_set: Iterator[memoryview], limit: int) -> Iterator[memoryview]:
+    """A data set that is neither empty nor longer than `limit` bytes; else raises BadInstance."""
+    size = 0
+    for piece in data_set:
+        size += len(piece)
+        if size > limit:
+            raise _TooLong(f"it has more than {limit} bytes")
+        yield piece
+    if not size:
+        raise _NoDataSet("the message holds no data set")

@@ -1,0 +1,227 @@
+"""One peer's connection: PDUs of the DICOM upper layer (PS3.8 9.3), read with time limits, data streamed.
+
+The value of a P-DATA-TF PDU is handed on in pieces of one re-used buffer as it arrives, so memory is
+bounded whatever a peer sends, and a thread that waits for a peer waits in the kernel. Every wait has an
+end: between PDUs the caller's, inside one `stall_s`, so that a peer that sends a byte now and then holds
+nothing for long. Knows no DIMSE. Used by `association.py`.
+"""
+
+import contextlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from dicomfs.errors import AssociationEnded
+
+ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
+"""PDU types (PS3.8 9.3.1)."""
+
+# Provider reasons of an A-ABORT (PS3.8 table 9-26).
+NOT_SPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU = 0, 1, 2
+INVALID_PARAMETER: Final = 6
+
+_HEAD: Final = struct.Struct(">BxL")
+_PDV: Final = struct.Struct(">LBB")
+_PDV_FIELDS: Final = 2
+"""Context id and control header: counted in a PDV's length."""
+_BUFFER_BYTES: Final = 1 << 18
+_LONGEST_REQUEST: Final = 1 << 20
+"""An A-ASSOCIATE-RQ of 128 contexts, each with dozens of transfer syntaxes, has less than 200 000 bytes."""
+_LONGEST_OTHER: Final = 1 << 10
+_HANG_UP_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pdu:
+    """A whole PDU that is not P-DATA-TF."""
+
+    kind: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pdv:
+    """Head of one presentation data value: a fragment of a command or a data set (PS3.8 9.3.5.1, E.2)."""
+
+    context: int
+    is_command: bool
+    is_last: bool
+    length: int
+    """Bytes of the fragment."""
+
+
+class Connection:
+    """A connected socket, TLS or not. Used by one thread; `interrupt` and `hang_up` by any.
+
+    Every method that reads raises AssociationEnded when the peer hangs up, breaks the protocol or keeps
+    us waiting too long.
+    """
+
+    def __init__(self, connected: socket.socket, *, max_pdu: int, stall_s: float) -> None:
+        """`max_pdu`: bytes of the longest P-DATA-TF that is taken, as announced to the peer; 0: any."""
+        self._socket = connected
+        self._max_pdu = max_pdu
+        self._stall_s = stall_s
+        self._timeout = -1.0
+        self._small = memoryview(bytearray(_HEAD.size))
+        self._buffer = memoryview(b"")
+        self._interrupted = False
+        self._left = 0
+        """Bytes of the current P-DATA-TF that nobody has read."""
+
+    # Reading
+
+    def next(self, patience_s: float) -> Pdu | Pdv:
+        """The next PDU, or the head of the next fragment, whose `value` must be read before the next call.
+
+        Waits `patience_s` for its first byte.
+        """
+        if not self._left:
+            self._fill(self._small, patience_s)
+            kind, length = _HEAD.unpack(self._small)
+            if kind != P_DATA_TF:
+                return Pdu(kind, self._body(kind, length))
+            if self._max_pdu and length > self._max_pdu:
+                raise AssociationEnded(
+                    f"a PDU of {length} bytes came, {self._max_pdu} is the most", INVALID_PARAMETER
+                )
+            self._left = length
+        if self._left < _PDV.size:
+            raise AssociationEnded("a P-DATA-TF PDU has no room for its data", INVALID_PARAMETER)
+        self._fill(self._small, self._stall_s)
+        length, context, control = _PDV.unpack(self._small)
+        self._left -= _PDV.size
+        if not _PDV_FIELDS <= length <= self._left + _PDV_FIELDS:
+            raise AssociationEnded("a fragment is longer than its PDU", INVALID_PARAMETER)
+        return Pdv(context, bool(control & 1), bool(control & 2), length - _PDV_FIELDS)
+
+    def value(self, fragment: Pdv) -> Iterator[memoryview]:
+        """The bytes of a fragment, in pieces that are valid until the next one is asked for."""
+        if not self._buffer:
+            self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        left = fragment.length
+        while left:
+            piece = self._buffer[: min(left, _BUFFER_BYTES)]
+            self._fill(piece, self._stall_s)
+            left -= len(piece)
+            self._left -= len(piece)
+            yield piece
+
+    def is_readable(self, seconds: float) -> bool:
+        """True when the peer has sent something, or has hung up; waits at most `seconds`."""
+        pending = getattr(self._socket, "pending", None)  # what TLS has decrypted already
+        if self._left or (pending is not None and pending()):
+            return True
+        with contextlib.suppress(OSError, ValueError):
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(seconds * 1000))
+        return True
+
+    def _body(self, kind: int, length: int) -> bytes:
+        if not ASSOCIATE_RQ <= kind <= ABORT:
+            raise AssociationEnded(f"what came is no PDU (type {kind:02X})", UNRECOGNISED_PDU)
+        if length > (_LONGEST_REQUEST if kind == ASSOCIATE_RQ else _LONGEST_OTHER):
+            raise AssociationEnded(f"a PDU of type {kind} has {length} bytes", INVALID_PARAMETER)
+        body = bytearray(length)
+        self._fill(memoryview(body), self._stall_s)
+        return bytes(body)
+
+    def _fill(self, view: memoryview, seconds: float) -> None:
+        """Receive until `view` is full; `seconds` for the first byte, then `stall_s` for all of them."""
+        deadline = 0.0
+        while view:
+            try:
+                self._wait_at_most(seconds)
+                count = self._socket.recv_into(view)
+            except TimeoutError:
+                raise AssociationEnded("the peer sent nothing more, and was given up") from None
+            except OSError as error:
+                raise AssociationEnded(f"the connection broke: {error.strerror or error}") from None
+            if not count:
+                if self._interrupted:
+                    raise AssociationEnded("it did not end in time", NOT_SPECIFIED)
+                raise AssociationEnded("the peer hung up")
+            view = view[count:]
+            if view:
+                now = time.monotonic()
+                deadline = deadline or now + self._stall_s
+                if now > deadline:
+                    raise AssociationEnded("the peer sends too slowly, and was given up")
+                seconds = self._stall_s
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._timeout:
+            self._socket.settimeout(seconds)
+            self._timeout = seconds
+
+    # Writing, and the end
+
+    def send(self, *pdus: bytes) -> None:
+        """Send PDUs. Raises AssociationEnded when the peer takes nothing for `stall_s`, or is gone."""
+        try:
+            self._wait_at_most(self._stall_s)
+            self._socket.sendall(b"".join(pdus))
+        except TimeoutError:
+            raise AssociationEnded("the peer takes no answer, and was given up") from None
+        except OSError as error:
+            raise AssociationEnded(f"the connection broke: {error.strerror or error}") from None
+
+    def abort(self, reason: int) -> None:
+        """Tell the peer that it is over (A-ABORT by the provider), if it still listens."""
+        with contextlib.suppress(AssociationEnded):
+            self._stall_s = min(self._stall_s, _HANG_UP_S)
+            self.send(pdu(ABORT, bytes((0, 0, 2, reason))))
+
+    def close(self, patience_s: float = 0.0) -> None:
+        """Close; before that let the peer do it, for `patience_s` (it has our last answer to read).
+
+        A close with unread bytes would make the kernel send a reset, which may overtake that answer.
+        """
+        with contextlib.suppress(OSError):
+            if patience_s:
+                self._socket.shutdown(socket.SHUT_WR)
+                deadline = time.monotonic() + patience_s
+                self._socket.settimeout(patience_s)
+                while time.monotonic() < deadline and self._socket.recv(1 << 16):
+                    pass
+        with contextlib.suppress(OSError):
+            self._socket.close()
+
+    def interrupt(self) -> None:
+        """Let the connection's own thread abort, once it reads. May be called by any thread."""
+        self._interrupted = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RD)
+
+    def hang_up(self) -> None:
+        """End whatever the connection's own thread waits for. May be called by any thread."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def pdu(kind: int, body: bytes) -> bytes:
+    """One encoded PDU."""
+    return _HEAD.pack(kind, len(body)) + body
+
+
+def data_pdu(context: int, value: bytes, *, is_command: bool, is_last: bool) -> bytes:
+    """One fragment, alone in its P-DATA-TF PDU."""
+    return pdu(P_DATA_TF, _PDV.pack(len(value) + _PDV_FIELDS, context, is_command | is_last << 1) + value)
+
+
+def message(context: int, command: bytes, data_set: bytes, max_pdu: int) -> bytes:
+    """A command and its data set, if any, in PDUs that a peer takes that announced `max_pdu` (0: any)."""
+    most = (max_pdu or _BUFFER_BYTES) - _PDV.size
+    pdus = []
+    for value, is_command in ((command, True), (data_set, False)):
+        starts = range(0, len(value), most)
+        pdus += [
+            data_pdu(context, value[at : at + most], is_command=is_command, is_last=at + most >= len(value))
+            for at in starts
+        ]
+    return b"".join(pdus)
