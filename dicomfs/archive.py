@@ -19,20 +19,15 @@ import os
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
-
 from dicomfs import __version__
 from dicomfs.errors import UnreadableDataSet
-from dicomfs.model import Receipt
+from dicomfs.model import Duplicates, Receipt
 
 DATA_SET_OFFSET: Final = 1024
 """First byte of the data set in every archived file."""
@@ -42,9 +37,10 @@ IMPLEMENTATION_VERSION: Final = f"DICOMFS_{__version__}"[:16]
 PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
 """(0002,0100): names the owner of our JSON text in (0002,0102)."""
 
-_NOTE: Final = b'{"sequence":%16d, "received": %s}'
+_NOTE: Final = b'{"sequence":%16d, %s'
 _ELEMENT: Final = struct.Struct("<HH2sHL")
 """Head of an explicit VR element with a long length (PS3.5 7.1.2)."""
+_SHORT_ELEMENT: Final = struct.Struct("<HH2sH")
 _GROUP_LENGTH_AT: Final = 140
 """Value of (0002,0000): after preamble, prefix and its own head."""
 _STALE_SPOOL_S: Final = 60.0
@@ -73,30 +69,39 @@ def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> by
     UnreadableDataSet when the UIDs leave no room.
     """
     source_ae, receiving_ae = _plain_ae(receipt.source_ae), _plain_ae(receipt.receiving_ae)
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid, validation_mode=0)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid, validation_mode=0)
-    meta.TransferSyntaxUID = UID(receipt.transfer_syntax, validation_mode=0)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION
+    elements = [
+        (0x0001, b"OB", b"\0\1"),
+        (0x0002, b"UI", _padded(sop_class_uid)),
+        (0x0003, b"UI", _padded(sop_instance_uid)),
+        (0x0010, b"UI", _padded(receipt.transfer_syntax)),
+        (0x0012, b"UI", _padded(IMPLEMENTATION_UID)),
+        (0x0013, b"SH", _padded(IMPLEMENTATION_VERSION, b" ")),
+    ]
     if source_ae:
-        meta.SourceApplicationEntityTitle = source_ae
-        meta.SendingApplicationEntityTitle = source_ae
+        elements += [(tag, b"AE", _padded(source_ae, b" ")) for tag in (0x0016, 0x0017)]
     if receiving_ae:
-        meta.ReceivingApplicationEntityTitle = receiving_ae
-    meta.PrivateInformationCreatorUID = UID(PRIVATE_CREATOR_UID)
-    out = DicomBytesIO()
-    out.write(bytes(128) + b"DICM")
-    write_file_meta_info(out, meta, enforce_standard=True)
-    head = bytearray(out.getvalue())
-    note = _NOTE % (0, json.dumps(receipt.received).encode())
+        elements.append((0x0018, b"AE", _padded(receiving_ae, b" ")))
+    elements.append((0x0100, b"UI", _padded(PRIVATE_CREATOR_UID)))
+    # The group length counts what follows it (PS3.10 table 7.1-1).
+    length = struct.pack("<L", DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
+    head = bytes(128) + b"DICM" + _SHORT_ELEMENT.pack(0x0002, 0x0000, b"UL", len(length)) + length
+    for tag, vr, value in elements:
+        form = _ELEMENT.pack(2, tag, vr, 0, len(value)) if vr == b"OB" else None
+        head += (form or _SHORT_ELEMENT.pack(0x0002, tag, vr, len(value))) + value
+    facts = {"received": receipt.received}
+    if receipt.duplicates is not Duplicates.KEEP_FIRST:
+        facts["duplicates"] = receipt.duplicates.value
+    note = _NOTE % (0, json.dumps(facts)[1:].encode())
     room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
     if room < len(note):
         raise UnreadableDataSet("its UIDs are too long for file meta information")
-    head += _ELEMENT.pack(0x0002, 0x0102, b"OB", 0, room) + note.ljust(room)
-    # The group length counts what follows it (PS3.10 table 7.1-1), our element included.
-    struct.pack_into("<L", head, _GROUP_LENGTH_AT, DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
-    return bytes(head)
+    return head + _ELEMENT.pack(0x0002, 0x0102, b"OB", 0, room) + note.ljust(room)
+
+
+def _padded(text: str, padding: bytes = b"\0") -> bytes:
+    """A value of even length (PS3.5 7.1.1)."""
+    raw = text.encode("ascii", "replace")
+    return raw + padding * (len(raw) % 2)
 
 
 def numbered(meta: bytes, sequence: int) -> bytes:
@@ -126,6 +131,7 @@ def read_archived_meta(path: Path) -> ArchivedMeta:
         receiving_ae=str(meta.get("ReceivingApplicationEntityTitle", "")),
         sop_class_uid=str(meta.MediaStorageSOPClassUID),
         sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
+        duplicates=Duplicates(note.get("duplicates", Duplicates.KEEP_FIRST.value)),
     )
     return ArchivedMeta(int(note["sequence"]), receipt)
 
@@ -156,14 +162,18 @@ class Spool:
         while view:
             view = view[os.write(self.fd, view) :]
 
+    def sync(self) -> None:
+        """Make the content durable. Raises OSError."""
+        os.fsync(self.fd)
+
     @property
     def digest(self) -> bytes:
         """32 bytes: SHA-256 of transfer syntax and data set so far."""
         return self._hash.digest()
 
     def reader(self) -> io.BufferedReader:
-        """A second handle on the file, positioned at the data set."""
-        file = self.path.open("rb")
+        """The file, positioned at the data set; nothing is written to the spool after this."""
+        file = open(self.fd, "rb", closefd=False)  # noqa: SIM115  a descriptor; the caller closes
         file.seek(DATA_SET_OFFSET)
         return file
 
@@ -214,24 +224,33 @@ class Archive:
         return Spool(path, fd, transfer_syntax)
 
     def seal(self, spool: Spool, meta: bytes) -> None:
-        """Write the file meta in front of the data set and make its content durable. Raises OSError."""
+        """Write the file meta in front of the data set. Raises OSError."""
         os.pwrite(spool.fd, meta, 0)
-        os.fdatasync(spool.fd)
 
-    def publish(self, spool: Spool) -> Path:
+    def publish(self, spool: Spool) -> list[Path]:
         """Move a sealed spool file to its place, replacing a file of the same content.
 
-        Not durable until `sync_directory` of the returned path's parent. Raises OSError.
+        Durable when `spool.sync` and then, for each folder that is returned, `sync_folder` have been
+        called. (One flush of the journal then makes content, name and new folders durable together. Until
+        then a power loss may leave a file here whose content is not that of its name: it has no row.)
+        Raises OSError.
         """
         target = self.path(spool.digest)
+        unsynced = [target.parent]
         for folder in (target.parent.parent, target.parent):
             if folder not in self._durable:
                 # Also when it exists: whoever made it may have been killed before it was durable.
                 folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-                sync_directory(folder.parent)
-                self._durable.add(folder)
+                unsynced.append(folder.parent)
         spool.path.rename(target)
-        return target
+        return unsynced
+
+    def sync_folders(self, folders: Iterable[Path]) -> None:
+        """Make the entries of folders durable, and remember which need no more than that. Raises OSError."""
+        wanted = set(folders)
+        for folder in wanted:
+            sync_directory(folder)
+        self._durable.update(folder for folder in wanted if folder.parent in wanted and folder != self.root)
 
     def withdraw(self, spool: Spool) -> None:
         """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""

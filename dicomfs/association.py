@@ -34,6 +34,7 @@ from dicomfs.errors import (
     AssociationEnded,
     BadInstance,
     DicomfsError,
+    DuplicateRefused,
     IdentityMismatch,
     StoreFull,
     StoreUnavailable,
@@ -116,6 +117,7 @@ _ANSWERS: Final[Sequence[tuple[type[DicomfsError], _Answer]]] = (
     (IdentityMismatch, _Answer(0xA900, "SOP UIDs of command and data set differ", logging.WARNING)),
     (_NoDataSet, _Answer(0xC001, "No data set in the message", logging.WARNING)),
     (_TooLong, _Answer(0xC002, "Object is larger than this archive accepts", logging.WARNING)),
+    (DuplicateRefused, _Answer(0x0111, "Another object of these UIDs is stored already", logging.WARNING)),
     (UnreadableDataSet, _Answer(0xC000, "Data set cannot be read, or has no SOP UIDs", logging.WARNING)),
     (BadInstance, _Answer(0xC000, "Object cannot be understood", logging.WARNING)),
 )
@@ -201,7 +203,7 @@ class Association:
         self._request = request = handshake.decode(first.body)
         rejection = _malformed(request) or self._terms.judge(request)
         if rejection is not None:
-            LOGGER.warning("association of %s rejected: %s", self.peer, rejection.reason)
+            LOGGER.log(rejection.level, "association of %s rejected: %s", self.peer, rejection.reason)
             self._connection.send(handshake.reject(rejection))
             return False
         self._accepted = handshake.choose(request.contexts, _taken)

@@ -10,6 +10,7 @@
     ├── BadInstance               one SOP instance cannot be taken in
     │   ├── UnreadableDataSet     not a DICOM data set, or cut short
     │   │   └── NotDicom          a file that never was one: nothing is lost by leaving it out
+    │   ├── DuplicateRefused      other bytes under known UIDs, and the policy says no
     │   └── IdentityMismatch      the command's UIDs are not the data set's
     ├── AssociationEnded          a sender went away or broke the protocol
     ├── PartFailed                a part of `serve` did not start, or ended by itself
@@ -60,6 +61,10 @@ class UnreadableDataSet(BadInstance):
 
 class NotDicom(UnreadableDataSet):
     """A file of another kind, or a DICOMDIR: no SOP instance that could be lost."""
+
+
+class DuplicateRefused(BadInstance):
+    """Another object of the same UIDs is stored, and `duplicates=reject` is in force."""
 
 
 class IdentityMismatch(BadInstance):

@@ -29,7 +29,7 @@ def explain(store: Path, path: Path) -> list[tuple[str, str]]:
     inode = Inode.of(number)
     index = Index(store / INDEX_NAME)
     try:
-        row = index.image(inode.id) if inode is not None and inode.kind is Kind.FILE else None
+        row = index.image_shown(inode.id) if inode is not None and inode.kind is Kind.FILE else None
         if inode is None or row is None:
             raise UsageError(f"{path} is not a file in a mount of {store}")
         facts = list(_originals(index, Archive(store), row))

@@ -4,6 +4,7 @@ Pure: bytes in, bytes out. What is accepted is decided by `negotiation.py` and b
 `association.py`.
 """
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -37,6 +38,7 @@ class Rejection:
     source: int
     diagnostic: int
     reason: str
+    level: int = logging.WARNING
 
 
 @dataclass(frozen=True, slots=True)

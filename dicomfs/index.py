@@ -1,11 +1,8 @@
-"""The index: all SQL on `index.sqlite3`, and the schema, column by column.
-
-Ids are receipt sequence numbers: an original's row id is its sequence; a patient, exam, series or
-instance has the id of the original that created it. Names are decided here, once, inside the write
-transaction that stores the row, because only there is it certain what they would collide with.
+"""The index: the file `index.sqlite3`, its transactions, and everything that is read from it.
 
 One writer at a time (`BEGIN IMMEDIATE`), durable at commit (WAL, `synchronous=FULL`); readers never wait
-for it. Rows become frozen dataclasses before they leave. Called by `ingest.py` (writes), `tree.py` and
+for it. Rows become frozen dataclasses before they leave. The schema is in `schema.py`, what
+a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.py` and
 `present.py` (reads) and `cli.py` (counts). Never touches the archive.
 """
 
@@ -13,26 +10,19 @@ import contextlib
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Connection,
     Engine,
-    Float,
-    ForeignKey,
     Integer,
-    LargeBinary,
-    MetaData,
     NullPool,
     Row,
     Table,
-    Text,
-    UniqueConstraint,
     bindparam,
     create_engine,
     event,
@@ -40,163 +30,29 @@ from sqlalchemy import (
     func,
     insert,
     select,
-    update,
 )
-from sqlalchemy import Index as TableIndex
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
-from dicomfs.model import Header, Receipt
-from dicomfs.naming import (
-    EXAM_BYTES,
-    PATIENT_BYTES,
-    SERIES_BYTES,
-    PatientKey,
-    exam_folder,
-    exam_suffix,
-    fold,
-    patient_folder,
-    patient_key,
-    same_patient,
-    series_label,
-    short_hash,
-    suffixed,
+from dicomfs.naming import EXAM_BYTES, PATIENT_BYTES, suffixed
+from dicomfs.schema import (
+    SCHEMA_VERSION,
+    about,
+    counter,
+    exams,
+    instances,
+    metadata,
+    originals,
+    patients,
+    series,
 )
-from dicomfs.recipes import ENCAPSULATED_PDF
+from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
-SCHEMA_VERSION: Final = 1
-PICTURES: Final = 1
-PDF: Final = 2
-"""Bits of the columns `shows`."""
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for the others."""
 READ_TIMEOUT_S: Final = 2.0
 """Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
-_CLOCK_TOLERANCE_S: Final = 86_400.0
-
-metadata = MetaData()
-
-about = Table(
-    "about",
-    metadata,
-    Column("key", Text, primary_key=True, comment="schema_version, store_id, created"),
-    Column("value", Text, nullable=False),
-)
-
-counter = Table(
-    "counter",
-    metadata,
-    Column("last_sequence", Integer, nullable=False, comment="highest receipt sequence ever given; one row"),
-)
-
-patients = Table(
-    "patients",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="sequence of the original that created the patient"),
-    Column("issuer", Text, nullable=False, comment="normalised Issuer of Patient ID, or empty"),
-    Column("patient_id", Text, nullable=False, comment="normalised Patient ID, or empty"),
-    Column("name", Text, nullable=False, comment="normalised Patient's Name, or empty; for matching only"),
-    Column("birth_date", Text, nullable=False, comment="YYYYMMDD or empty; for matching only"),
-    Column("folder", Text, nullable=False, comment="name component: what people read"),
-    Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
-    Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
-    Column(
-        "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
-    ),
-    TableIndex("patients_by_patient_id", "patient_id", "issuer"),
-    TableIndex("patients_by_name", "name"),
-)
-
-exams = Table(
-    "exams",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="sequence of the original that created the exam"),
-    Column("patient", ForeignKey("patients.id"), nullable=False),
-    Column("study_uid", Text, nullable=False, comment="Study Instance UID, derived when missing"),
-    Column("folder", Text, nullable=False, comment="name component: the date"),
-    Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
-    Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
-    Column(
-        "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
-    ),
-    UniqueConstraint("patient", "folder_key"),
-    UniqueConstraint("study_uid", "patient"),
-    TableIndex("exams_of_patient", "patient", "id"),
-)
-
-series = Table(
-    "series",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="sequence of the original that created the series"),
-    Column("exam", ForeignKey("exams.id"), nullable=False),
-    Column("series_uid", Text, nullable=False, comment="Series Instance UID, derived when missing"),
-    Column("modality", Text, nullable=False, comment="Modality, as sent"),
-    Column("label", Text, nullable=False, comment="name component: the series' name, suffix included"),
-    Column("label_key", Text, nullable=False, comment="folded label"),
-    Column("number", Integer, nullable=False, comment="Series Number; 0 when missing"),
-    UniqueConstraint("exam", "series_uid"),
-    UniqueConstraint("exam", "label_key", "number"),
-)
-
-instances = Table(
-    "instances",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="sequence of the original that created the instance"),
-    Column("series", ForeignKey("series.id"), nullable=False),
-    Column("exam", ForeignKey("exams.id"), nullable=False, comment="copy of the series' exam, for listings"),
-    Column("sop_uid", Text, nullable=False, comment="SOP Instance UID"),
-    Column("sop_class_uid", Text, nullable=False, comment="SOP Class UID of the shown original"),
-    Column("number", Integer, nullable=False, comment="Instance Number; 0 when missing"),
-    Column(
-        "suffix",
-        Text,
-        nullable=False,
-        comment="hash of the SOP Instance UID where the number is taken; else empty",
-    ),
-    Column("frames", Integer, nullable=False, comment="Number of Frames, at least 1"),
-    Column("rows", Integer, nullable=False, comment="Rows; 0 when missing"),
-    Column("columns", Integer, nullable=False, comment="Columns; 0 when missing"),
-    Column("shows", Integer, nullable=False, comment="what it can be shown as: 1 pictures, 2 pdf; a sum"),
-    Column(
-        "pool", Text, nullable=False, comment="images of one grey scale share it: SERIES:KEY; empty: alone"
-    ),
-    Column(
-        "modified", Float, nullable=False, comment="acquisition, else receipt: mtime, seconds since the epoch"
-    ),
-    Column("shown", Integer, nullable=False, comment="id of the original that is shown"),
-    UniqueConstraint("series", "number", "suffix"),
-    TableIndex("instances_of_exam", "exam", "id"),
-    TableIndex("instances_by_sop_uid", "sop_uid"),
-)
-TableIndex("instances_of_pool", instances.c.pool, instances.c.id, sqlite_where=instances.c.pool != "")
-
-originals = Table(
-    "originals",
-    metadata,
-    Column("id", Integer, primary_key=True, comment="receipt sequence number"),
-    Column("instance", ForeignKey("instances.id"), nullable=False),
-    Column("hash", LargeBinary(32), nullable=False, unique=True, comment="SHA-256, names the archived file"),
-    Column("size", Integer, nullable=False, comment="bytes of the data set, without file meta information"),
-    Column("transfer_syntax", Text, nullable=False, comment="Transfer Syntax UID"),
-    Column("received", Float, nullable=False, comment="seconds since the epoch"),
-    Column("source_ae", Text, nullable=False, comment="AE title of the sender, or empty"),
-    Column("pixel_offset", Integer, comment="native pixel data: first byte, from the start of the data set"),
-    Column("pixel_length", Integer, comment="native pixel data: bytes"),
-    TableIndex("originals_of_instance", "instance"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,18 +87,6 @@ class ImageRow:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownOriginal:
-    """An original that is already in the index."""
-
-    sequence: int
-    size: int
-    sop_uid: str
-    sop_class_uid: str
-    received: float
-    source_ae: str
-
-
-@dataclass(frozen=True, slots=True)
 class StoredOriginal:
     """One original of an instance, as `status` tells it."""
 
@@ -263,6 +107,8 @@ class Arrival:
     sequence: int
     instance: int
     pool: str
+    replaces: bool
+    """It is shown in the place of an earlier original."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,10 +205,11 @@ _IMAGE_BY_NAME = _IMAGE.where(
     _can_show(instances),
 )
 _IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
+_IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
 _POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
-_POOL_THROUGH = select(func.max(instances.c.id)).where(instances.c.pool == bindparam("pool"))
+_POOL_THROUGH = select(func.max(instances.c.shown)).where(instances.c.pool == bindparam("pool"))
 _ARRIVALS = (
-    select(originals.c.id, originals.c.instance, instances.c.pool)
+    select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
     .where(originals.c.id > bindparam("after"))
     .order_by(originals.c.id)
@@ -384,28 +231,6 @@ _ORIGINALS_OF = (
 )
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
-_KNOWN = (
-    select(
-        originals.c.id,
-        originals.c.size,
-        instances.c.sop_uid,
-        instances.c.sop_class_uid,
-        originals.c.received,
-        originals.c.source_ae,
-    )
-    .join(instances, instances.c.id == originals.c.instance)
-    .where(originals.c.hash == bindparam("hash"))
-)
-_SAME_IDENTITY = (
-    select(instances.c.id, exams.c.patient)
-    .join(series, series.c.id == instances.c.series)
-    .join(exams, exams.c.id == instances.c.exam)
-    .where(
-        instances.c.sop_uid == bindparam("sop_uid"),
-        series.c.series_uid == bindparam("series_uid"),
-        exams.c.study_uid == bindparam("study_uid"),
-    )
-)
 
 
 def _folder(row: Row[Any] | None, limit_bytes: int) -> Folder | None:
@@ -497,6 +322,8 @@ class Index:
             raise StoreUnavailable(f"this user may not look into {path.parent}") from None
         if not create and not there:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
+        self._recollection = Recollection()
+        self._seen_version = -1
         self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:
             self._connection: Connection = self._engine.connect()
@@ -565,8 +392,22 @@ class Index:
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with _translated(), self._immediate() as connection:
-            yield Writer(connection)
+        with _translated():
+            try:
+                with self._immediate() as connection:
+                    self._forget_if_others_wrote(connection)
+                    writer = Writer(connection, self._recollection)
+                    yield writer
+                    writer.finish()
+            except BaseException:
+                self._recollection.clear()
+                raise
+
+    def _forget_if_others_wrote(self, connection: Connection) -> None:
+        version = int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+        if version != self._seen_version:
+            self._recollection.clear()
+            self._seen_version = version
 
     # What follows reads; every statement is its own transaction.
 
@@ -661,19 +502,27 @@ class Index:
         row = self._row(_IMAGE_BY_ID, id=instance_id)
         return _image(row) if row else None
 
+    def image_shown(self, original: int) -> ImageRow | None:
+        """The instance that shows this original; None when no instance does (any more)."""
+        row = self._row(_IMAGE_SHOWN, original=original)
+        return _image(row) if row else None
+
     def pool_members(self, pool: str) -> list[ImageRow]:
         """All instances that share a grey scale, in order of id."""
         return [_image(row) for row in self._rows(_POOL_MEMBERS, pool=pool)]
 
     def pool_through(self, pool: str) -> int:
-        """The highest instance id in a pool; 0 when it is empty."""
+        """The highest id of an original shown in a pool; 0 when it is empty."""
         row = self._row(_POOL_THROUGH, pool=pool)
         return int(row[0] or 0) if row else 0
 
     def arrivals(self, after: int, most: int) -> list[Arrival]:
         """Originals received after this sequence number, in order."""
         rows = self._rows(_ARRIVALS, after=after, most=most)
-        return [Arrival(row.id, row.instance, row.pool) for row in rows]
+        return [
+            Arrival(row.id, row.instance, row.pool, row.id == row.shown and row.id != row.instance)
+            for row in rows
+        ]
 
     def originals_of(self, instance_id: int) -> list[StoredOriginal]:
         """Every original that is kept of an instance, in order of receipt."""
@@ -685,249 +534,3 @@ class Index:
         tables = (patients, exams, series, instances, originals)
         numbers = [self._rows(select(func.count()).select_from(table))[0][0] for table in tables]
         return Counts(*numbers)
-
-
-class Writer:
-    """What may be done inside one write transaction of the index."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def next_sequence(self) -> int:
-        """A receipt sequence number that was never given before."""
-        statement = (
-            update(counter)
-            .values(last_sequence=counter.c.last_sequence + 1)
-            .returning(counter.c.last_sequence)
-        )
-        return int(self._connection.execute(statement).scalar_one())
-
-    def known(self, digest: bytes) -> KnownOriginal | None:
-        """The original with this content hash."""
-        row = self._connection.execute(_KNOWN, {"hash": digest}).first()
-        return KnownOriginal(*row) if row else None
-
-    def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> list[str]:
-        """Store one new original and whatever it is the first of; returns warnings for the log.
-
-        An original whose identity (Study, Series and SOP Instance UID) is known is kept beside the one
-        that is shown, and changes nothing that anybody sees.
-        """
-        warnings: list[str] = []
-        owner = self._patient(header)
-        same = self._connection.execute(
-            _SAME_IDENTITY,
-            {
-                "sop_uid": header.sop_instance_uid,
-                "series_uid": header.series_uid,
-                "study_uid": header.study_uid,
-            },
-        ).first()
-        if same is not None:
-            instance = int(same.id)
-            warnings.append(
-                "differs from an earlier original of the same UIDs, which stays the one that is shown"
-            )
-            if owner != same.patient:
-                warnings.append(
-                    "bears another patient's identity than the earlier original: check who is right"
-                )
-        else:
-            instance = sequence
-            self._instance(header, receipt, sequence, self._owner(owner, header, sequence, receipt))
-        self._connection.execute(
-            insert(originals).values(
-                id=sequence,
-                instance=instance,
-                hash=digest,
-                size=size,
-                transfer_syntax=receipt.transfer_syntax,
-                received=receipt.received,
-                source_ae=receipt.source_ae,
-                pixel_offset=header.pixel_offset,
-                pixel_length=header.pixel_length,
-            )
-        )
-        return warnings
-
-    def _exists(self, table: Table, **values: object) -> bool:
-        where = [table.c[name] == value for name, value in values.items()]
-        return self._connection.execute(select(table.c.id).where(*where).limit(1)).first() is not None
-
-    def _patient(self, header: Header) -> int | None:
-        """The patient this data set belongs to, if known; `naming.same_patient` has the rule."""
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
-        columns = (
-            patients.c.id,
-            patients.c.issuer,
-            patients.c.patient_id,
-            patients.c.name,
-            patients.c.birth_date,
-        )
-        statement = select(*columns).order_by(patients.c.id)
-        if key.patient_id:
-            statement = statement.where(
-                patients.c.patient_id == key.patient_id, patients.c.issuer == key.issuer
-            )
-        elif key.name:
-            statement = statement.where(patients.c.name == key.name, patients.c.patient_id == "")
-        else:
-            # Nothing is known of this person: only the study itself can hold its images together.
-            statement = statement.join(exams, exams.c.patient == patients.c.id).where(
-                exams.c.study_uid == header.study_uid, patients.c.patient_id == "", patients.c.name == ""
-            )
-            row = self._connection.execute(statement).first()
-            return int(row.id) if row else None
-        for row in self._connection.execute(statement):
-            if same_patient(key, PatientKey(row.issuer, row.patient_id, row.name, row.birth_date)):
-                return int(row.id)
-        return None
-
-    def _owner(self, patient: int | None, header: Header, sequence: int, receipt: Receipt) -> int:
-        """Id of the patient, made now if `patient` is None."""
-        if patient is not None:
-            self._touch(patients, patient, header, receipt)
-            return patient
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
-        folder = patient_folder(header.patient_name, header.patient_id)
-        suffix = _first_free(
-            [
-                "",
-                key.patient_id,
-                *_hashes(f"{key.issuer}\n{key.patient_id}\n{header.study_uid}\n{sequence}", 4),
-            ],
-            lambda s: self._exists(patients, folder_key=_folder_key(folder, s, PATIENT_BYTES)),
-        )
-        self._connection.execute(
-            insert(patients).values(
-                id=sequence,
-                issuer=key.issuer,
-                patient_id=key.patient_id,
-                name=key.name,
-                birth_date=key.birth_date,
-                folder=folder,
-                suffix=suffix,
-                folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
-                shows=_shows(header),
-                updated=receipt.received,
-            )
-        )
-        return sequence
-
-    def _touch(self, table: Table, row_id: int, header: Header, receipt: Receipt) -> None:
-        self._connection.execute(
-            update(table)
-            .where(table.c.id == row_id)
-            .values(
-                shows=table.c.shows.op("|")(_shows(header)),
-                updated=func.max(table.c.updated, receipt.received),
-            )
-        )
-
-    def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
-        row = self._connection.execute(
-            select(exams.c.id).where(exams.c.study_uid == header.study_uid, exams.c.patient == patient)
-        ).first()
-        if row is not None:
-            self._touch(exams, row.id, header, receipt)
-            return int(row.id)
-        folder = exam_folder(header.study_date)
-        suffix = _first_free(
-            ["", exam_suffix(header.study_time), *_hashes(header.study_uid, 4)],
-            lambda s: self._exists(exams, patient=patient, folder_key=_folder_key(folder, s, EXAM_BYTES)),
-        )
-        self._connection.execute(
-            insert(exams).values(
-                id=sequence,
-                patient=patient,
-                study_uid=header.study_uid,
-                folder=folder,
-                suffix=suffix,
-                folder_key=_folder_key(folder, suffix, EXAM_BYTES),
-                shows=_shows(header),
-                updated=receipt.received,
-            )
-        )
-        return sequence
-
-    def _series(self, header: Header, sequence: int, exam: int) -> int:
-        row = self._connection.execute(
-            select(series.c.id).where(series.c.exam == exam, series.c.series_uid == header.series_uid)
-        ).first()
-        if row is not None:
-            return int(row.id)
-        base, number = series_label(header.series_name), header.series_number or 0
-
-        def label(suffix: str) -> str:
-            return suffixed(base, suffix, SERIES_BYTES) if suffix else base
-
-        suffix = _first_free(
-            ["", *_hashes(header.series_uid, 4)],
-            lambda s: self._exists(series, exam=exam, label_key=fold(label(s)), number=number),
-        )
-        self._connection.execute(
-            insert(series).values(
-                id=sequence,
-                exam=exam,
-                series_uid=header.series_uid,
-                modality=header.modality,
-                label=label(suffix),
-                label_key=fold(label(suffix)),
-                number=number,
-            )
-        )
-        return sequence
-
-    def _instance(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> None:
-        exam = self._exam(header, receipt, sequence, patient)
-        series_id = self._series(header, sequence, exam)
-        number = header.instance_number or 0
-        suffix = _first_free(
-            ["", *_hashes(header.sop_instance_uid, 6)],
-            lambda s: self._exists(instances, series=series_id, number=number, suffix=s),
-        )
-        # A time after receipt is a wrong clock; what cannot be is replaced by what is known.
-        acquired = header.acquired
-        plausible = acquired is not None and acquired <= receipt.received + _CLOCK_TOLERANCE_S
-        self._connection.execute(
-            insert(instances).values(
-                id=sequence,
-                series=series_id,
-                exam=exam,
-                sop_uid=header.sop_instance_uid,
-                sop_class_uid=header.sop_class_uid,
-                number=number,
-                suffix=suffix,
-                frames=header.frames,
-                rows=header.rows,
-                columns=header.columns,
-                shows=_shows(header),
-                pool=f"{series_id}:{header.pool}" if header.pool else "",
-                modified=acquired if plausible else receipt.received,
-                shown=sequence,
-            )
-        )
-
-
-def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
-    """The first suffix that is not taken; an empty one counts only in first place.
-
-    The last candidates are whole hashes of UIDs, so that one is always free.
-    """
-    for place, suffix in enumerate(suffixes):
-        if (suffix or place == 0) and not taken(suffix):
-            return suffix
-    raise StoreUnavailable("no free name could be found")
-
-
-def _shows(header: Header) -> int:
-    return PICTURES * header.has_pixels | PDF * (header.sop_class_uid == ENCAPSULATED_PDF)
-
-
-def _hashes(uid: str, shortest: int) -> list[str]:
-    """Hashes of growing length, all of the object itself: a name does not depend on what else is there."""
-    return [short_hash(uid, digits) for digits in (shortest, shortest + 4, shortest + 8, 32)]
-
-
-def _folder_key(folder: str, suffix: str, limit_bytes: int) -> str:
-    return fold(suffixed(folder, suffix, limit_bytes) if suffix else folder)

@@ -12,16 +12,17 @@ import logging
 import queue
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, numbered, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, numbered
 from dicomfs.errors import (
     BadInstance,
+    DuplicateRefused,
     IdentityMismatch,
     StoreError,
     StoreFull,
@@ -29,12 +30,15 @@ from dicomfs.errors import (
     StoreUnavailable,
 )
 from dicomfs.header import read_header
-from dicomfs.index import INDEX_NAME, Index, Writer
-from dicomfs.model import Header, Outcome, Receipt, Stored
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
+from dicomfs.writer import Writer
 
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
+_SYNCERS: Final = 8
+"""Files that are flushed to the disk at once: one journal commit then serves several."""
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +58,13 @@ class Prepared:
 class Ingest:
     """Takes data sets into a store, durably. Close it, or use it as a context manager."""
 
-    def __init__(self, store: Path, archive: Archive, index: Index) -> None:
+    def __init__(
+        self, store: Path, archive: Archive, index: Index, duplicates: Duplicates = Duplicates.KEEP_FIRST
+    ) -> None:
         self.store = store
         self.archive = archive
+        self._duplicates = duplicates
+        self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync")
         self._index = index
         self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
@@ -65,7 +73,7 @@ class Ingest:
         self._committer.start()
 
     @classmethod
-    def open(cls, store: Path) -> Self:
+    def open(cls, store: Path, duplicates: Duplicates = Duplicates.KEEP_FIRST) -> Self:
         """Open a store for receiving, making it if the folder is new or empty.
 
         Raises StoreMismatch (not a store, or of another version), StoreFull, StoreUnavailable.
@@ -87,7 +95,7 @@ class Ingest:
             removed = archive.clean()
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
-        return cls(store, archive, index)
+        return cls(store, archive, index, duplicates)
 
     def receive(
         self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
@@ -106,6 +114,7 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
+        receipt = replace(receipt, duplicates=self._duplicates)
         with _storage_errors("the archive"), ExitStack() as undo:
             spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
             for part in parts:
@@ -160,6 +169,7 @@ class Ingest:
             self._closed = True
             self._queue.put(None)
         self._committer.join()
+        self._syncers.shutdown()
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -201,45 +211,72 @@ class Ingest:
                 batch[0].done.set_exception(error)
         else:
             for pending, outcome in zip(batch, outcomes, strict=True):
-                pending.done.set_result(outcome)
+                if isinstance(outcome, Outcome):
+                    pending.done.set_result(outcome)
+                else:
+                    pending.done.set_exception(outcome)
 
-    def _commit(self, batch: list[Prepared]) -> list[Outcome]:
-        new: list[Spool] = []
-        folders: set[Path] = set()
+    def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
+        published: list[Spool] = []
+        syncs: list[Future[None]] = []
+        folders: list[Path] = []
         try:
             with _storage_errors("the archive"), self._index.write() as writer:
-                outcomes = [self._place(writer, pending, new, folders) for pending in batch]
-                for folder in folders:
-                    sync_directory(folder)
+                outcomes = []
+                for pending in batch:
+                    spool, outcome = pending.spool, self._known(writer, pending, folders)
+                    if outcome is None:
+                        sequence = writer.next_sequence()
+                        self.archive.seal(spool, numbered(pending.meta, sequence))
+                        published.append(spool)
+                        folders += self.archive.publish(spool)
+                        # While the disk works, the rows are made.
+                        syncs.append(self._syncers.submit(spool.sync))
+                        outcome = self._add(writer, pending, sequence)
+                    outcomes.append(outcome)
+                for sync in syncs:
+                    sync.result()
+                self.archive.sync_folders(folders)
         except BaseException:
+            wait(syncs)
             # The numbers of this transaction will be given again: no file may go on bearing them.
             # They become spool files again, since each of the batch may be tried once more, alone.
-            for spool in new:
+            for spool in published:
                 self.archive.withdraw(spool)
             raise
         return outcomes
 
-    def _place(self, writer: Writer, pending: Prepared, new: list[Spool], folders: set[Path]) -> Outcome:
-        """Settle one data set inside the transaction; notes what was published, and where."""
+    def _known(self, writer: Writer, pending: Prepared, folders: list[Path]) -> Outcome | BadInstance | None:
+        """The outcome of what is there already, or is not to be taken; None for what is new."""
         spool, header, receipt = pending.spool, pending.header, pending.receipt
         uid = header.sop_instance_uid
         known = writer.known(spool.digest)
         if known is not None:
             if self.archive.intact(spool.digest, known.size):
                 return Outcome(Stored.ALREADY_THERE, uid)
-            first = Receipt(receipt.transfer_syntax, known.received, known.source_ae, receipt.receiving_ae)
+            first = replace(
+                receipt,
+                received=known.received,
+                source_ae=known.source_ae,
+                duplicates=Duplicates(known.duplicates),
+            )
             meta = file_meta(first, header.sop_class_uid, uid)
             self.archive.seal(spool, numbered(meta, known.sequence))
-            folders.add(self.archive.publish(spool).parent)
+            # Before it takes the place of what is left of the original: that may be all there is.
+            spool.sync()
+            folders += self.archive.publish(spool)
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
-        sequence = writer.next_sequence()
-        self.archive.seal(spool, numbered(pending.meta, sequence))
-        new.append(spool)
-        folders.add(self.archive.publish(spool).parent)
-        warnings = writer.add(header, receipt, sequence, spool.digest, spool.size)
-        stored = Stored.OTHER_VERSION if warnings else Stored.NEW
-        warnings += [f"has no {keyword}: one was derived" for keyword in header.derived_uids]
-        return Outcome(stored, uid, tuple(warnings))
+        if receipt.duplicates is Duplicates.REJECT and (earlier := writer.earlier(header)) is not None:
+            stranger = "" if earlier.is_same_patient else ", and it bears another patient's identity"
+            return DuplicateRefused(f"another object of the same UIDs is stored already{stranger}")
+        return None
+
+    @staticmethod
+    def _add(writer: Writer, pending: Prepared, sequence: int) -> Outcome:
+        spool, header = pending.spool, pending.header
+        added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
+        derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
+        return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
 
 
 def _plain(uid: str) -> str:

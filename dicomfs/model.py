@@ -62,6 +62,19 @@ class Header:
     """Bytes of native Pixel Data."""
 
 
+class Duplicates(Enum):
+    """What is done with other bytes under UIDs that are known already."""
+
+    KEEP_FIRST = "keep-first"
+    """Kept, but the first goes on being shown."""
+    NEWEST = "newest"
+    """Kept, and shown in the place of the earlier one, unless it bears another patient's identity."""
+    BOTH = "both"
+    """Kept, and shown beside the earlier one, under a name of its own."""
+    REJECT = "reject"
+    """Not taken: the sender is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """How a data set came in: becomes file meta information (PS3.10 table 7.1-1)."""
@@ -76,6 +89,8 @@ class Receipt:
     sop_class_uid: str | None = None
     """As the command or the file meta announces it; checked against the data set when given."""
     sop_instance_uid: str | None = None
+    duplicates: Duplicates = Duplicates.KEEP_FIRST
+    """The policy in force; kept with the original, so that a rebuilt index shows the same."""
 
 
 class Stored(Enum):

@@ -206,19 +206,19 @@ class Presenter:
         *Cancellation*: at any time; nothing is left half recorded.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
+            nursery.start_soon(self._watch, changed)
             nursery.start_soon(self._settle, changed)
             for _ in range(self._ahead_tasks):
                 nursery.start_soon(self._render_ahead)
 
-    async def _watch(self) -> None:
+    async def _watch(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
         version = -1
         complaining = False
         while True:
             try:
                 now_version = self._index.data_version()
                 if now_version != version:
-                    await self._take_arrivals()
+                    await self._take_arrivals(changed)
                     version = now_version
                 self._note_followed()
                 complaining = False
@@ -228,7 +228,7 @@ class Presenter:
                 complaining = True
             await trio.sleep(POLL_S)
 
-    async def _take_arrivals(self) -> None:
+    async def _take_arrivals(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
         """Go on where this or an earlier mount has stopped; raises StoreUnavailable anywhere between two."""
         if self._cursor is None:
             self._cursor = self._first_cursor()
@@ -237,6 +237,8 @@ class Presenter:
             for arrival in arrivals:
                 if arrival.pool and self.tree.policies:
                     self._growing[arrival.pool] = trio.current_time()
+                if arrival.replaces:
+                    changed([(folder, e.name) for folder, e in self.tree.names_of(arrival.instance)])
                 if self._warm:
                     # What its pool decides waits until the pool is quiet.
                     entries = self.tree.files_of(arrival.instance)
@@ -307,10 +309,10 @@ class Presenter:
 
     def _look_ahead(self, inode: Inode) -> None:
         """Somebody asks for sizes one by one, as `ls -l` and smbd do: render the next ones meanwhile."""
-        folder = self.tree.folder_of(inode)
-        if folder is None or not self._warm:
+        place = self.tree.place_of(inode)
+        if place is None or not self._warm:
             return
-        here = self.tree.cookie(inode)
+        folder, here = place
         through = self._ahead_through.get(folder, 0)
         # Half of what was scheduled is still ahead: nothing to do yet.
         if here < through and here != 0 and self._next:

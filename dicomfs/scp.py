@@ -208,7 +208,7 @@ class StorageSCP:
             return Rejection(1, 1, 7, "it calls us by another AE title")
         with self._changed:
             if self._draining:
-                return Rejection(2, 3, 1, "shutting down")
+                return Rejection(2, 3, 1, "shutting down", logging.INFO)
             if sum(other.is_admitted for other in self._guests) >= self._limits.associations:
                 return Rejection(2, 3, 2, "too many at once")
             guest.is_admitted = True

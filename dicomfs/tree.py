@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
-from dicomfs.index import PDF, PICTURES, Folder, ImageRow, Index
+from dicomfs.index import Folder, ImageRow, Index
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
 from dicomfs.recipes import Kind as Made
 from dicomfs.renditions import Key, Renditions
+from dicomfs.schema import PDF, PICTURES
 
 FORMAT_CODES: Final = {
     "jpg": 1,
@@ -71,8 +72,9 @@ class Inode:
              kind    window  format  version  frame   id
 
     `format` is the key of a view: a format, with `@` and the number of the window in the mount's options
-    when that is not the first. `version` is the pool version (0 for images that decide alone): a picture
-    that changes becomes another inode under the same name. `frame` counts from 1; 0 is a file that is not
+    when that is not the first. The id of a file is that of the original it shows, and `version` the pool
+    version (0 for images that decide alone): a picture that changes becomes another inode under the same
+    name. `frame` counts from 1; 0 is a file that is not
     one of several frames. The root is number 1, as FUSE wants it.
     """
 
@@ -154,7 +156,7 @@ class _View:
     extension: str
     """Without the dot."""
     shows: int
-    """Which instances appear: bits of `index.PICTURES`, `index.PDF`; 0: all."""
+    """Which instances appear: bits of `schema.PICTURES`, `schema.PDF`; 0: all."""
     per_frame: bool
     recipe: Recipe | None
     """None: the stored bytes."""
@@ -292,7 +294,7 @@ class Tree:
             return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), view)
         if inode.kind is Kind.EXAM:
             return self._folder_entry(Kind.EXAM, self._index.exam(inode.id), view)
-        row = self._index.image(inode.id)
+        row = self._index.image_shown(inode.id)
         if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
         return self._file_entries([(row, inode.frame)], view, inode.version)[0]
@@ -347,7 +349,7 @@ class Tree:
                     of_file = versions.get(row.pool, 1)
                 size = known.get((row.original, max(frame - 1, 0), of_file))
             name = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
-            inode = Inode(Kind.FILE, row.id, view.key, frame, of_file)
+            inode = Inode(Kind.FILE, row.original, view.key, frame, of_file)
             # A picture that changed must look newer than before, and the same from every mount.
             modified = row.modified + max(of_file - 1, 0)
             entries.append(Entry(file_name(name), inode, is_folder=False, size=size, modified=modified))
@@ -390,14 +392,16 @@ class Tree:
             files += [(row, frame) for frame in rest[: most - len(files)]]
             if len(files) >= most:
                 break
-        for entry in self._file_entries(files, view):
-            yield Listed(self.cookie(entry.inode), entry)
+        entries = self._file_entries(files, view)
+        for (row, frame), entry in zip(files, entries, strict=True):
+            yield Listed(row.id << 14 | frame, entry)
 
     # Contents
 
     def stored_file(self, inode: Inode) -> tuple[Path, int] | None:
         """Path and bytes of the stored file behind a `dcm` file."""
-        row = self._index.image(inode.id) if inode.kind is Kind.FILE and inode.format == STORED else None
+        is_stored = inode.kind is Kind.FILE and inode.format == STORED
+        row = self._index.image_shown(inode.id) if is_stored else None
         return (self._archive.path(row.hash), DATA_SET_OFFSET + row.size) if row else None
 
     def picture(self, inode: Inode) -> Picture | None:
@@ -405,7 +409,7 @@ class Tree:
         view = self._views.get(inode.format)
         if inode.kind is not Kind.FILE or view is None or view.recipe is None:
             return None
-        row = self._index.image(inode.id)
+        row = self._index.image_shown(inode.id)
         if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
         frame = max(inode.frame - 1, 0)
@@ -418,7 +422,7 @@ class Tree:
         return os.statvfs(self._archive.root)
 
     def pool_sources(self, pool: str, most: int) -> tuple[int, list[Source]]:
-        """Highest member id of a pool and at most `most` of its frames, evenly spaced in order of receipt."""
+        """Highest original a pool shows, and at most `most` of its frames, spaced evenly."""
         members = self._index.pool_members(pool)
         # Arithmetic and no list of frames: a header may claim two thousand million.
         ends = list(accumulate(row.frames for row in members))
@@ -431,7 +435,7 @@ class Tree:
             row = members[member]
             frame = number - (ends[member] - row.frames)
             sources.append(Source(self._archive.path(row.hash), frame))
-        return (members[-1].id if members else 0), sources
+        return max((row.original for row in members), default=0), sources
 
     def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:
         """(folder, entry) of every file that depends on a pool's decision, as it is now."""
@@ -446,24 +450,23 @@ class Tree:
 
     def files_of(self, instance: int) -> list[Entry]:
         """Every rendered file that shows one instance, in every format of this mount."""
+        return [entry for folder, entry in self.names_of(instance) if folder.format != STORED]
+
+    def names_of(self, instance: int) -> list[tuple[Inode, Entry]]:
+        """(folder, entry) of every file that shows one instance, the stored one included."""
         row = self._index.image(instance)
         if row is None:
             return []
-        entries: list[Entry] = []
-        for view in self._views.values():
-            if view.recipe is not None:
-                entries += self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
-        return entries
+        return [
+            (Inode(Kind.EXAM, row.exam, view.key), entry)
+            for view in self._views.values()
+            for entry in self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
+        ]
 
-    @staticmethod
-    def cookie(inode: Inode) -> int:
-        """The listing cookie of a file: `listing` after it gives what follows."""
-        return inode.id << 14 | inode.frame
-
-    def folder_of(self, inode: Inode) -> Inode | None:
-        """The exam that holds a file."""
-        row = self._index.image(inode.id) if inode.kind is Kind.FILE else None
-        return Inode(Kind.EXAM, row.exam, inode.format) if row else None
+    def place_of(self, inode: Inode) -> tuple[Inode, int] | None:
+        """The exam that holds a file, and its cookie there: `listing` after it gives what follows."""
+        row = self._index.image_shown(inode.id) if inode.kind is Kind.FILE else None
+        return (Inode(Kind.EXAM, row.exam, inode.format), row.id << 14 | inode.frame) if row else None
 
     def parent(self, inode: Inode) -> Inode | None:
         """The folder that holds a folder; for `..`."""

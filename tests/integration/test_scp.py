@@ -987,9 +987,7 @@ def test_address_of_elsewhere_is_the_users_error(host: str) -> None:
         StorageSCP.start(host, 0, "DICOMFS", Scripted())  # type: ignore[arg-type]
 
 
-def test_drain_lets_a_slow_sender_finish_and_nobody_new_in(
-    expected_warnings: list[logging.LogRecord], door: Door
-) -> None:
+def test_drain_lets_a_slow_sender_finish_and_nobody_new_in(door: Door) -> None:
     sent = synthetic("1.2.826.0.1.3680043.8.498.11")
     drained: list[bool] = []
     stopper = threading.Thread(target=lambda: drained.append(door.scp.stop(drain_seconds=PATIENCE_S)))

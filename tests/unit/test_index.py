@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from dicomfs.errors import StoreMismatch, StoreUnavailable
-from dicomfs.index import SCHEMA_VERSION, Index
+from dicomfs.index import Index
 from dicomfs.model import Header, Receipt
+from dicomfs.schema import SCHEMA_VERSION
 from tests.made import RECEIVED, add, header
 
 
@@ -183,7 +184,9 @@ def test_other_bytes_of_the_same_identity_are_kept_and_the_first_is_shown(index:
     with index.write() as writer:
         sequence = writer.next_sequence()
         changed = header(series_name="Renamed", patient_name="Roe^Max", birth_date="19800808")
-        warnings = writer.add(changed, Receipt("1.2.840.10008.1.2", RECEIVED), sequence, b"\1" * 32, 5)
+        warnings = writer.add(
+            changed, Receipt("1.2.840.10008.1.2", RECEIVED), sequence, b"\1" * 32, 5
+        ).warnings
     assert len(warnings) == 2
     assert not any("Roe" in text or "Doe" in text for text in warnings)
     assert images(index) == [("Localizer", 2, 7, "")]

@@ -14,7 +14,7 @@ ORDER = (
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "index", "renditions", "ingest"),
+    *("archive", "schema", "writer", "index", "renditions", "ingest"),
     *("negotiation", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -71,7 +71,7 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"index", "renditions"},
+    "sqlalchemy": {"schema", "writer", "index", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -201,7 +201,7 @@ def test_parents() -> None:
         exam = Inode(Kind.EXAM, 1, "dcm")
         assert shown.parent(exam) == Inode(Kind.PATIENT, 1, "dcm")
         assert shown.parent(Inode(Kind.PATIENT, 1, "dcm")) == Inode(Kind.TOP, format="dcm")
-        assert shown.folder_of(Inode(Kind.FILE, 1, "dcm")) == exam
+        assert shown.place_of(Inode(Kind.FILE, 1, "dcm")) == (exam, 1 << 14)
     with view(header()) as (shown, _, _):
         assert shown.parent(Inode(Kind.PATIENT, 1, "jpg")) == shown.root
 

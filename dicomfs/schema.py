@@ -1,0 +1,157 @@
+"""The schema of `index.sqlite3`, table by table and column by column.
+
+Ids are receipt sequence numbers: an original's row id is its sequence; a patient, exam, series or
+instance has the id of the original that created it. Statements are in `index.py` (reading) and
+`writer.py`.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy import Index as TableIndex
+
+SCHEMA_VERSION: Final = 2
+PICTURES: Final = 1
+PDF: Final = 2
+"""Bits of the columns `shows`."""
+
+metadata = MetaData()
+
+about = Table(
+    "about",
+    metadata,
+    Column("key", Text, primary_key=True, comment="schema_version, store_id, created"),
+    Column("value", Text, nullable=False),
+)
+
+counter = Table(
+    "counter",
+    metadata,
+    Column("last_sequence", Integer, nullable=False, comment="highest receipt sequence ever given; one row"),
+)
+
+patients = Table(
+    "patients",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="sequence of the original that created the patient"),
+    Column("issuer", Text, nullable=False, comment="normalised Issuer of Patient ID, or empty"),
+    Column("patient_id", Text, nullable=False, comment="normalised Patient ID, or empty"),
+    Column("name", Text, nullable=False, comment="normalised Patient's Name, or empty; for matching only"),
+    Column("birth_date", Text, nullable=False, comment="YYYYMMDD or empty; for matching only"),
+    Column("folder", Text, nullable=False, comment="name component: what people read"),
+    Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
+    Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
+    Column(
+        "shows",
+        Integer,
+        nullable=False,
+        comment="all its instances can be shown as: 1 pictures, 2 pdf",
+    ),
+    Column(
+        "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
+    ),
+    TableIndex("patients_by_patient_id", "patient_id", "issuer"),
+    TableIndex("patients_by_name", "name"),
+)
+
+exams = Table(
+    "exams",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="sequence of the original that created the exam"),
+    Column("patient", ForeignKey("patients.id"), nullable=False),
+    Column("study_uid", Text, nullable=False, comment="Study Instance UID, derived when missing"),
+    Column("folder", Text, nullable=False, comment="name component: the date"),
+    Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
+    Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
+    Column(
+        "shows",
+        Integer,
+        nullable=False,
+        comment="all its instances can be shown as: 1 pictures, 2 pdf",
+    ),
+    Column(
+        "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
+    ),
+    UniqueConstraint("patient", "folder_key"),
+    UniqueConstraint("study_uid", "patient"),
+    TableIndex("exams_of_patient", "patient", "id"),
+)
+
+series = Table(
+    "series",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="sequence of the original that created the series"),
+    Column("exam", ForeignKey("exams.id"), nullable=False),
+    Column("series_uid", Text, nullable=False, comment="Series Instance UID, derived when missing"),
+    Column("modality", Text, nullable=False, comment="Modality, as sent"),
+    Column("label", Text, nullable=False, comment="name component: the series' name, suffix included"),
+    Column("label_key", Text, nullable=False, comment="folded label"),
+    Column("number", Integer, nullable=False, comment="Series Number; 0 when missing"),
+    UniqueConstraint("exam", "series_uid"),
+    UniqueConstraint("exam", "label_key", "number"),
+)
+
+instances = Table(
+    "instances",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="sequence of the original that created the instance"),
+    Column("series", ForeignKey("series.id"), nullable=False),
+    Column("exam", ForeignKey("exams.id"), nullable=False, comment="copy of the series' exam, for listings"),
+    Column("sop_uid", Text, nullable=False, comment="SOP Instance UID"),
+    Column("sop_class_uid", Text, nullable=False, comment="SOP Class UID of the shown original"),
+    Column("number", Integer, nullable=False, comment="Instance Number; 0 when missing"),
+    Column(
+        "suffix",
+        Text,
+        nullable=False,
+        comment="hash of the SOP Instance UID where the number is taken; else empty",
+    ),
+    Column("frames", Integer, nullable=False, comment="Number of Frames, at least 1"),
+    Column("rows", Integer, nullable=False, comment="Rows; 0 when missing"),
+    Column("columns", Integer, nullable=False, comment="Columns; 0 when missing"),
+    Column("shows", Integer, nullable=False, comment="what it can be shown as: 1 pictures, 2 pdf; a sum"),
+    Column(
+        "pool", Text, nullable=False, comment="images of one grey scale share it: SERIES:KEY; empty: alone"
+    ),
+    Column(
+        "modified", Float, nullable=False, comment="acquisition, else receipt: mtime, seconds since the epoch"
+    ),
+    Column("shown", Integer, nullable=False, comment="id of the original that is shown: its files' inodes"),
+    UniqueConstraint("series", "number", "suffix"),
+    TableIndex("instances_of_exam", "exam", "id"),
+    TableIndex("instances_by_sop_uid", "sop_uid"),
+)
+TableIndex("instances_of_pool", instances.c.pool, instances.c.shown, sqlite_where=instances.c.pool != "")
+
+originals = Table(
+    "originals",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="receipt sequence number"),
+    Column("instance", ForeignKey("instances.id"), nullable=False),
+    Column("hash", LargeBinary(32), nullable=False, unique=True, comment="SHA-256, names the archived file"),
+    Column("size", Integer, nullable=False, comment="bytes of the data set, without file meta information"),
+    Column("transfer_syntax", Text, nullable=False, comment="Transfer Syntax UID"),
+    Column("received", Float, nullable=False, comment="seconds since the epoch"),
+    Column("source_ae", Text, nullable=False, comment="AE title of the sender, or empty"),
+    Column("duplicates", Text, nullable=False, comment="policy in force at its receipt (`Duplicates`)"),
+    Column(
+        "conflict",
+        Integer,
+        nullable=False,
+        comment="1: bears another patient's identity than an earlier original of the same UIDs",
+    ),
+    Column("pixel_offset", Integer, comment="native pixel data: first byte, from the start of the data set"),
+    Column("pixel_length", Integer, comment="native pixel data: bytes"),
+    TableIndex("originals_of_instance", "instance"),
+)
+TableIndex("conflicts", originals.c.id, sqlite_where=originals.c.conflict == 1)

@@ -1,0 +1,505 @@
+"""What one write transaction of the index does: an original's rows, and the names they bear for ever.
+
+Names are decided here, once, inside the transaction that stores the row, because only there is it
+certain what they would collide with. Every statement is compiled once, and what the last objects found
+out about their patient, exam and series is remembered, because a scanner sends a thousand images of one
+series. Called by `ingest.py`, by way of `Index.write`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+
+from sqlalchemy import Connection, CursorResult, Executable, Table, bindparam, func, insert, select, update
+from sqlalchemy.dialects.sqlite import dialect
+
+from dicomfs.errors import StoreUnavailable
+from dicomfs.model import Duplicates, Header, Receipt, Stored
+from dicomfs.naming import (
+    EXAM_BYTES,
+    PATIENT_BYTES,
+    SERIES_BYTES,
+    PatientKey,
+    exam_folder,
+    exam_suffix,
+    fold,
+    patient_folder,
+    patient_key,
+    same_patient,
+    series_label,
+    short_hash,
+    suffixed,
+)
+from dicomfs.recipes import ENCAPSULATED_PDF
+from dicomfs.schema import PDF, PICTURES, counter, exams, instances, originals, patients, series
+
+_CLOCK_TOLERANCE_S: Final = 86_400.0
+_REMEMBERED: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOriginal:
+    """An original that is already in the index."""
+
+    sequence: int
+    size: int
+    sop_uid: str
+    sop_class_uid: str
+    received: float
+    source_ae: str
+    duplicates: str
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The instance that bears the UIDs of a new original already."""
+
+    instance: int
+    is_same_patient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What `Writer.add` did."""
+
+    stored: Stored
+    warnings: tuple[str, ...]
+
+
+class _Statement:
+    """SQL that is compiled once; what SQLAlchemy does for each execution costs more than SQLite's part."""
+
+    def __init__(self, statement: Any) -> None:
+        self._statement = statement
+
+    @cached_property
+    def _compiled(self) -> tuple[str, list[str], dict[str, Any]]:
+        statement: Executable = self._statement
+        compiled = statement.compile(dialect=dialect())  # type: ignore[attr-defined]
+        return str(compiled), list(compiled.positiontup), dict(compiled.params)
+
+    def run(self, connection: Connection, **values: Any) -> CursorResult[Any]:
+        text, names, defaults = self._compiled
+        given = tuple(values[name] if name in values else defaults[name] for name in names)
+        return connection.exec_driver_sql(text, given)
+
+
+_KNOWN = _Statement(
+    select(
+        originals.c.id.label("sequence"),
+        originals.c.size,
+        instances.c.sop_uid,
+        instances.c.sop_class_uid,
+        originals.c.received,
+        originals.c.source_ae,
+        originals.c.duplicates,
+    )
+    .join(instances, instances.c.id == originals.c.instance)
+    .where(originals.c.hash == bindparam("hash"))
+)
+_SAME_IDENTITY = _Statement(
+    select(instances.c.id, exams.c.patient)
+    .join(series, series.c.id == instances.c.series)
+    .join(exams, exams.c.id == instances.c.exam)
+    .where(
+        instances.c.sop_uid == bindparam("sop_uid"),
+        series.c.series_uid == bindparam("series_uid"),
+        exams.c.study_uid == bindparam("study_uid"),
+    )
+    .order_by(instances.c.id)
+    .limit(1)
+)
+_MATCHED = (patients.c.id, patients.c.issuer, patients.c.patient_id, patients.c.name, patients.c.birth_date)
+_PATIENTS_BY_ID = _Statement(
+    select(*_MATCHED)
+    .where(patients.c.patient_id == bindparam("patient_id"), patients.c.issuer == bindparam("issuer"))
+    .order_by(patients.c.id)
+)
+_PATIENTS_BY_NAME = _Statement(
+    select(*_MATCHED)
+    .where(patients.c.name == bindparam("name"), patients.c.patient_id == "")
+    .order_by(patients.c.id)
+)
+_UNKNOWN_PATIENT = _Statement(
+    select(patients.c.id)
+    .join(exams, exams.c.patient == patients.c.id)
+    .where(exams.c.study_uid == bindparam("study_uid"), patients.c.patient_id == "", patients.c.name == "")
+    .order_by(patients.c.id)
+    .limit(1)
+)
+_EXAM = _Statement(
+    select(exams.c.id).where(
+        exams.c.study_uid == bindparam("study_uid"), exams.c.patient == bindparam("patient")
+    )
+)
+_SERIES = _Statement(
+    select(series.c.id).where(
+        series.c.exam == bindparam("exam"), series.c.series_uid == bindparam("series_uid")
+    )
+)
+_PATIENT_TAKEN = _Statement(select(patients.c.id).where(patients.c.folder_key == bindparam("key")))
+_EXAM_TAKEN = _Statement(
+    select(exams.c.id).where(exams.c.patient == bindparam("patient"), exams.c.folder_key == bindparam("key"))
+)
+_SERIES_TAKEN = _Statement(
+    select(series.c.id).where(
+        series.c.exam == bindparam("exam"),
+        series.c.label_key == bindparam("key"),
+        series.c.number == bindparam("number"),
+    )
+)
+_NUMBER_TAKEN = _Statement(
+    select(instances.c.id).where(
+        instances.c.series == bindparam("series"),
+        instances.c.number == bindparam("number"),
+        instances.c.suffix == bindparam("suffix"),
+    )
+)
+_TOUCH = {
+    table: _Statement(
+        update(table)
+        .where(table.c.id == bindparam("row"))
+        .values(
+            shows=table.c.shows.op("|")(bindparam("can_show")),
+            updated=func.max(table.c.updated, bindparam("received")),
+        )
+    )
+    for table in (patients, exams)
+}
+_INSERT = {table: _Statement(insert(table)) for table in (patients, exams, series, instances, originals)}
+_SHOW = _Statement(
+    update(instances)
+    .where(instances.c.id == bindparam("instance"))
+    .values(
+        sop_class_uid=bindparam("sop_class"),
+        frames=bindparam("frame_count"),
+        rows=bindparam("row_count"),
+        columns=bindparam("column_count"),
+        shows=bindparam("can_show"),
+        pool=bindparam("pool_key"),
+        # Newer than before whatever the clocks say: a viewer that compares times must fetch it again.
+        modified=func.max(instances.c.modified + 1, bindparam("time")),
+        shown=bindparam("original"),
+    )
+)
+_SERIES_OF = _Statement(select(instances.c.series).where(instances.c.id == bindparam("instance")))
+_LAST_SEQUENCE = _Statement(select(counter.c.last_sequence))
+_COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
+
+
+@dataclass(slots=True)
+class Recollection:
+    """Ids that a connection's last transactions found or made; forgotten when it may be out of date."""
+
+    patients: dict[tuple[str, ...], int] = field(default_factory=dict)
+    exams: dict[tuple[int, str], int] = field(default_factory=dict)
+    series: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Forget everything: a transaction was rolled back, or somebody else wrote."""
+        for ids in (self.patients, self.exams, self.series):
+            ids.clear()
+
+    def bound(self) -> None:
+        """Forget what takes too much memory."""
+        if max(len(self.patients), len(self.exams), len(self.series)) > _REMEMBERED:
+            self.clear()
+
+
+class Writer:
+    """What may be done inside one write transaction of the index."""
+
+    def __init__(self, connection: Connection, recollection: Recollection | None = None) -> None:
+        self._connection = connection
+        self._recollection = recollection or Recollection()
+        self._last_sequence = 0
+        self._touched: dict[tuple[Table, int], tuple[int, float]] = {}
+
+    def finish(self) -> None:
+        """Write what was put together for all of the transaction; called before it is committed."""
+        if self._last_sequence:
+            _COUNT.run(self._connection, last=self._last_sequence)
+        for (table, row), (shows, received) in self._touched.items():
+            _TOUCH[table].run(self._connection, row=row, can_show=shows, received=received)
+        self._touched.clear()
+        self._recollection.bound()
+
+    def next_sequence(self) -> int:
+        """A receipt sequence number that was never given before."""
+        if not self._last_sequence:
+            self._last_sequence = int(_LAST_SEQUENCE.run(self._connection).scalar_one())
+        self._last_sequence += 1
+        return self._last_sequence
+
+    def known(self, digest: bytes) -> KnownOriginal | None:
+        """The original with this content hash."""
+        row = _KNOWN.run(self._connection, hash=digest).first()
+        return KnownOriginal(**row._mapping) if row else None
+
+    def earlier(self, header: Header) -> Earlier | None:
+        """The instance of the same Study, Series and SOP Instance UID; of several the first."""
+        row = _SAME_IDENTITY.run(
+            self._connection,
+            sop_uid=header.sop_instance_uid,
+            series_uid=header.series_uid,
+            study_uid=header.study_uid,
+        ).first()
+        return Earlier(int(row.id), self._patient(header) == row.patient) if row else None
+
+    def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> Added:
+        """Store one new original and whatever it is the first of.
+
+        One whose identity (Study, Series and SOP Instance UID) is known is treated as
+        `receipt.duplicates` says; that it is not to be taken at all is for the caller to see (`earlier`).
+        It never replaces what another patient's identity is shown with.
+        """
+        earlier = self.earlier(header)
+        warnings: list[str] = []
+        stored, instance = Stored.NEW, sequence
+        if earlier is not None:
+            stored = Stored.OTHER_VERSION
+            if not earlier.is_same_patient:
+                warnings.append(
+                    "bears another patient's identity than the earlier original of the same UIDs: "
+                    "check who is right"
+                )
+            if receipt.duplicates is Duplicates.BOTH:
+                warnings.append("differs from an earlier original of the same UIDs; both are shown")
+            else:
+                instance = earlier.instance
+        if instance == sequence:
+            unique = digest.hex() if earlier else header.sop_instance_uid
+            self._instance(header, receipt, sequence, self._owner(header, sequence, receipt), unique)
+        elif receipt.duplicates is Duplicates.NEWEST and earlier is not None and earlier.is_same_patient:
+            self._show(header, receipt, instance, sequence)
+            warnings.append("differs from an earlier original of the same UIDs, and is shown in its place")
+        else:
+            warnings.append(
+                "differs from an earlier original of the same UIDs, which stays the one that is shown"
+            )
+        _INSERT[originals].run(
+            self._connection,
+            id=sequence,
+            instance=instance,
+            hash=digest,
+            size=size,
+            transfer_syntax=receipt.transfer_syntax,
+            received=receipt.received,
+            source_ae=receipt.source_ae,
+            duplicates=receipt.duplicates.value,
+            conflict=int(earlier is not None and not earlier.is_same_patient),
+            pixel_offset=header.pixel_offset,
+            pixel_length=header.pixel_length,
+        )
+        return Added(stored, tuple(warnings))
+
+    # Patients
+
+    def _patient(self, header: Header) -> int | None:
+        """The patient this data set belongs to, if known; `naming.same_patient` has the rule."""
+        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
+        place = _place(key, header)
+        found = self._recollection.patients.get(place)
+        if found is None and (found := self._find_patient(key, header)) is not None:
+            self._recollection.patients[place] = found
+        return found
+
+    def _find_patient(self, key: PatientKey, header: Header) -> int | None:
+        if key.patient_id:
+            rows = _PATIENTS_BY_ID.run(self._connection, patient_id=key.patient_id, issuer=key.issuer)
+        elif key.name:
+            rows = _PATIENTS_BY_NAME.run(self._connection, name=key.name)
+        else:
+            # Nothing is known of this person: only the study itself can hold its images together.
+            row = _UNKNOWN_PATIENT.run(self._connection, study_uid=header.study_uid).first()
+            return int(row.id) if row else None
+        for row in rows.all():
+            if same_patient(key, PatientKey(row.issuer, row.patient_id, row.name, row.birth_date)):
+                return int(row.id)
+        return None
+
+    def _owner(self, header: Header, sequence: int, receipt: Receipt) -> int:
+        """Id of the patient this data set belongs to, made now if there is none."""
+        patient = self._patient(header)
+        if patient is not None:
+            self._touch(patients, patient, header, receipt)
+            return patient
+        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
+        folder = patient_folder(header.patient_name, header.patient_id)
+        suffix = _first_free(
+            [
+                "",
+                key.patient_id,
+                *_hashes(f"{key.issuer}\n{key.patient_id}\n{header.study_uid}\n{sequence}", 4),
+            ],
+            lambda s: self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_BYTES)),
+        )
+        _INSERT[patients].run(
+            self._connection,
+            id=sequence,
+            issuer=key.issuer,
+            patient_id=key.patient_id,
+            name=key.name,
+            birth_date=key.birth_date,
+            folder=folder,
+            suffix=suffix,
+            folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
+            shows=_shows(header),
+            updated=receipt.received,
+        )
+        self._recollection.patients[_place(key, header)] = sequence
+        return sequence
+
+    # Exams, series, instances
+
+    def _is_taken(self, statement: _Statement, **values: object) -> bool:
+        return statement.run(self._connection, **values).first() is not None
+
+    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt) -> None:
+        shows, received = self._touched.get((table, row), (0, 0.0))
+        self._touched[table, row] = (shows | _shows(header), max(received, receipt.received))
+
+    def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
+        place = (patient, header.study_uid)
+        found = self._recollection.exams.get(place)
+        if found is None:
+            row = _EXAM.run(self._connection, study_uid=header.study_uid, patient=patient).first()
+            found = int(row.id) if row else None
+        if found is not None:
+            self._touch(exams, found, header, receipt)
+            self._recollection.exams[place] = found
+            return found
+        folder = exam_folder(header.study_date)
+        suffix = _first_free(
+            ["", exam_suffix(header.study_time), *_hashes(header.study_uid, 4)],
+            lambda s: self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_BYTES)),
+        )
+        _INSERT[exams].run(
+            self._connection,
+            id=sequence,
+            patient=patient,
+            study_uid=header.study_uid,
+            folder=folder,
+            suffix=suffix,
+            folder_key=_folder_key(folder, suffix, EXAM_BYTES),
+            shows=_shows(header),
+            updated=receipt.received,
+        )
+        self._recollection.exams[place] = sequence
+        return sequence
+
+    def _series(self, header: Header, sequence: int, exam: int) -> int:
+        place = (exam, header.series_uid)
+        found = self._recollection.series.get(place)
+        if found is None:
+            row = _SERIES.run(self._connection, exam=exam, series_uid=header.series_uid).first()
+            found = int(row.id) if row else None
+        if found is not None:
+            self._recollection.series[place] = found
+            return found
+        base, number = series_label(header.series_name), header.series_number or 0
+
+        def label(suffix: str) -> str:
+            return suffixed(base, suffix, SERIES_BYTES) if suffix else base
+
+        suffix = _first_free(
+            ["", *_hashes(header.series_uid, 4)],
+            lambda s: self._is_taken(_SERIES_TAKEN, exam=exam, key=fold(label(s)), number=number),
+        )
+        _INSERT[series].run(
+            self._connection,
+            id=sequence,
+            exam=exam,
+            series_uid=header.series_uid,
+            modality=header.modality,
+            label=label(suffix),
+            label_key=fold(label(suffix)),
+            number=number,
+        )
+        self._recollection.series[place] = sequence
+        return sequence
+
+    def _instance(self, header: Header, receipt: Receipt, sequence: int, patient: int, unique: str) -> None:
+        """`unique`: what a suffix is made of when the number is taken."""
+        exam = self._exam(header, receipt, sequence, patient)
+        series_id = self._series(header, sequence, exam)
+        number = header.instance_number or 0
+        suffix = _first_free(
+            ["", *_hashes(unique, 6)],
+            lambda s: self._is_taken(_NUMBER_TAKEN, series=series_id, number=number, suffix=s),
+        )
+        _INSERT[instances].run(
+            self._connection,
+            id=sequence,
+            series=series_id,
+            exam=exam,
+            sop_uid=header.sop_instance_uid,
+            sop_class_uid=header.sop_class_uid,
+            number=number,
+            suffix=suffix,
+            frames=header.frames,
+            rows=header.rows,
+            columns=header.columns,
+            shows=_shows(header),
+            pool=f"{series_id}:{header.pool}" if header.pool else "",
+            modified=_modified(header, receipt),
+            shown=sequence,
+        )
+
+    def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
+        """Let an instance show another original from now on, under the name that it has."""
+        series_id = int(_SERIES_OF.run(self._connection, instance=instance).scalar_one())
+        patient = self._patient(header)
+        if patient is not None:
+            self._touch(patients, patient, header, receipt)
+            self._touch(exams, self._exam(header, receipt, original, patient), header, receipt)
+        _SHOW.run(
+            self._connection,
+            instance=instance,
+            original=original,
+            sop_class=header.sop_class_uid,
+            frame_count=header.frames,
+            row_count=header.rows,
+            column_count=header.columns,
+            can_show=_shows(header),
+            pool_key=f"{series_id}:{header.pool}" if header.pool else "",
+            time=_modified(header, receipt),
+        )
+
+
+def _place(key: PatientKey, header: Header) -> tuple[str, ...]:
+    """What decides which patient a data set belongs to."""
+    unknown = header.study_uid if not (key.patient_id or key.name) else ""
+    return (key.issuer, key.patient_id, key.name, key.birth_date, unknown)
+
+
+def _modified(header: Header, receipt: Receipt) -> float:
+    """Acquisition, else receipt. A time after receipt is a wrong clock."""
+    acquired = header.acquired
+    plausible = acquired is not None and acquired <= receipt.received + _CLOCK_TOLERANCE_S
+    return acquired if plausible and acquired is not None else receipt.received
+
+
+def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
+    """The first suffix that is not taken; an empty one counts only in first place.
+
+    The last candidates are whole hashes of UIDs, so that one is always free.
+    """
+    for place, suffix in enumerate(suffixes):
+        if (suffix or place == 0) and not taken(suffix):
+            return suffix
+    raise StoreUnavailable("no free name could be found")
+
+
+def _shows(header: Header) -> int:
+    return PICTURES * header.has_pixels | PDF * (header.sop_class_uid == ENCAPSULATED_PDF)
+
+
+def _hashes(uid: str, shortest: int) -> list[str]:
+    """Hashes of growing length, all of the object itself: a name does not depend on what else is there."""
+    return [short_hash(uid, digits) for digits in (shortest, shortest + 4, shortest + 8, 32)]
+
+
+def _folder_key(folder: str, suffix: str, limit_bytes: int) -> str:
+    return fold(suffixed(folder, suffix, limit_bytes) if suffix else folder)
