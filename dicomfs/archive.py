@@ -230,27 +230,34 @@ class Archive:
     def publish(self, spool: Spool) -> list[Path]:
         """Move a sealed spool file to its place, replacing a file of the same content.
 
-        Durable when `spool.sync` and then, for each folder that is returned, `sync_folder` have been
-        called. (One flush of the journal then makes content, name and new folders durable together. Until
-        then a power loss may leave a file here whose content is not that of its name: it has no row.)
+        Durable when `spool.sync` and then, for each folder that is returned, `sync_directory` have been
+        called; `note_durable` saves the next one the work. (One flush of the journal then makes content,
+        name and new folders durable together. Until then a power loss may leave a file here whose content
+        is not that of its name: it has no row.)
         Raises OSError.
         """
         target = self.path(spool.digest)
-        unsynced = [target.parent]
-        for folder in (target.parent.parent, target.parent):
-            if folder not in self._durable:
-                # Also when it exists: whoever made it may have been killed before it was durable.
-                folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-                unsynced.append(folder.parent)
         spool.path.rename(target)
-        return unsynced
+        return [target.parent, *self._new_folders(target)]
 
-    def sync_folders(self, folders: Iterable[Path]) -> None:
-        """Make the entries of folders durable, and remember which need no more than that. Raises OSError."""
-        wanted = set(folders)
-        for folder in wanted:
-            sync_directory(folder)
-        self._durable.update(folder for folder in wanted if folder.parent in wanted and folder != self.root)
+    def prepare(self, spool: Spool) -> None:
+        """Make the folders that a spool file, complete now, will be published to. Raises OSError."""
+        for parent in self._new_folders(self.path(spool.digest)):
+            parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        self.path(spool.digest).parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+
+    def _new_folders(self, target: Path) -> list[Path]:
+        """Folders that have to be synced because they hold one that is not known to be durable.
+
+        Also when it exists: whoever made it may have been killed before it was durable.
+        """
+        folders = (target.parent.parent, target.parent)
+        return [folder.parent for folder in folders if folder not in self._durable]
+
+    def note_durable(self, folders: Iterable[Path]) -> None:
+        """All of these have been synced since their last change: new ones need that no more."""
+        synced = set(folders)
+        self._durable.update(folder for folder in synced if folder.parent in synced and folder != self.root)
 
     def withdraw(self, spool: Spool) -> None:
         """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, numbered
+from dicomfs.archive import Archive, Spool, file_meta, numbered, sync_directory
 from dicomfs.errors import (
     BadInstance,
     DuplicateRefused,
@@ -133,6 +133,7 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
+            self.archive.prepare(spool)
             undo.pop_all()
         return Prepared(spool, header, receipt, meta)
 
@@ -234,9 +235,11 @@ class Ingest:
                         syncs.append(self._syncers.submit(spool.sync))
                         outcome = self._add(writer, pending, sequence)
                     outcomes.append(outcome)
-                for sync in syncs:
-                    sync.result()
-                self.archive.sync_folders(folders)
+                _all_done(syncs)
+                # The journal has them by now: what is left is one question to the disk each.
+                syncs += [self._syncers.submit(sync_directory, folder) for folder in set(folders)]
+                _all_done(syncs)
+                self.archive.note_durable(folders)
         except BaseException:
             wait(syncs)
             # The numbers of this transaction will be given again: no file may go on bearing them.
@@ -277,6 +280,12 @@ class Ingest:
         added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
         derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
+
+
+def _all_done(tasks: Iterable[Future[None]]) -> None:
+    """Wait for all; raises what the first that failed has raised."""
+    for task in tasks:
+        task.result()
 
 
 def _plain(uid: str) -> str:

@@ -127,6 +127,7 @@ def test_withdraw_undoes_publish(tmp_path: Path) -> None:
     with archive.spool(ExplicitVRLittleEndian) as spool:
         spool.write(b"1234")
         path = archive.path(spool.digest)
+        archive.prepare(spool)
         archive.publish(spool)
         assert path.exists()
         archive.withdraw(spool)
@@ -269,7 +270,7 @@ def test_folder_made_by_somebody_who_was_killed_is_made_durable(
     with Ingest.open(tmp_path) as ingest:
         folder = ingest.archive.path(digest).parent
         folder.mkdir(parents=True)
-        monkeypatch.setattr("dicomfs.archive.sync_directory", synced.append)
+        monkeypatch.setattr("dicomfs.ingest.sync_directory", synced.append)
         take(ingest, content)
     assert {folder, folder.parent, folder.parent.parent} <= set(synced)
 
