@@ -38,6 +38,7 @@ from dicomfs.attributes import DAMAGE, integer, number, octets, text
 from dicomfs.bounded import inflated, open_file
 from dicomfs.codestream import declared_size, repair_jpeg
 from dicomfs.errors import NotDisplayable
+from dicomfs.video import VIDEO_SYNTAXES, video_frame
 
 MAX_PIXELS = 300_000_000
 """Rows x Columns of one frame beyond which nothing is allocated."""
@@ -223,6 +224,8 @@ def grey(image: Image, frame: int) -> Grey:
     Raises NotDisplayable when the frame or a decoder is missing or the data are cut short, OSError, and
     what decoders raise for damaged data (`attributes.DAMAGE`).
     """
+    if image.syntax in VIDEO_SYNTAXES:
+        return Grey(_video(image, frame), np.arange(256, dtype=np.int32))
     array, _ = _decode(image, frame)
     if image.is_float or array.dtype.itemsize > 2:
         return Grey(array, None)
@@ -256,6 +259,8 @@ def colour(image: Image, frame: int) -> NDArray[np.uint8]:
     """One colour frame as RGB, shape (rows, columns, 3). Raises like `grey`."""
     if image.samples == 1:
         return _palette(image, grey(image, frame))
+    if image.syntax in VIDEO_SYNTAXES:
+        return _video(image, frame)
     array, photometric = _decode(image, frame)
     rgb = _to_8_bits(array, image.stored)
     if photometric in {"YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"}:
@@ -264,6 +269,22 @@ def colour(image: Image, frame: int) -> NDArray[np.uint8]:
     if photometric not in {"RGB", "MONOCHROME2", ""}:
         raise NotDisplayable(f"The colour model {photometric} is not supported.")
     return rgb
+
+
+def _video(image: Image, frame: int) -> NDArray[np.uint8]:
+    _check_frame(image, frame)
+    if image.length is not None:
+        raise NotDisplayable("Its pixel data are not compressed, but it says that they are.")
+    size = (image.rows, image.columns)
+    found: NDArray[np.uint8] = video_frame(
+        image.file, image.start, image.syntax, frame, size, grey=image.samples == 1
+    )
+    return found
+
+
+def _check_frame(image: Image, frame: int) -> None:
+    if not 0 <= frame < image.frames:
+        raise NotDisplayable(f"There is no frame {frame + 1}: the image has {image.frames}.")
 
 
 def _to_8_bits(array: NDArray[Any], stored: int) -> NDArray[np.uint8]:
@@ -289,8 +310,7 @@ def _palette(image: Image, stored: Grey) -> NDArray[np.uint8]:
 
 def _decode(image: Image, frame: int) -> tuple[NDArray[Any], str]:
     """One frame as (rows, columns[, 3]) and its photometric interpretation after decoding."""
-    if not 0 <= frame < image.frames:
-        raise NotDisplayable(f"There is no frame {frame + 1}: the image has {image.frames}.")
+    _check_frame(image, frame)
     options: dict[str, Any] = {
         "rows": image.rows,
         "columns": image.columns,

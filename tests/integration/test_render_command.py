@@ -4,12 +4,15 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
 
 from dicomfs import cli
 from tests.phantom import cine
 from tests.support import command_line, mounted, require_fuse, running, shipped
+from tests.videos import COLOURS, H264, ROWS, TOLERANCE, encoded, painted, save
 
 NAMES = ("CT_small.dcm", "examples_ybr_color.dcm", "emri_small.dcm", "rtplan.dcm")
 OPTIONS = "formats=jpg+png+dcm,frames=4,quality=70"
@@ -74,3 +77,20 @@ def test_an_output_that_cannot_be_written_is_named(
     path = str(shipped("CT_small.dcm"))
     assert cli.main(["render", "-q", "--output", str(tmp_path / "file"), path]) == cli.USAGE
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_frames_of_a_video_are_files_as_those_of_any_run(tmp_path: Path) -> None:
+    """Through the render processes with all their limits."""
+    save(tmp_path / "v.dcm", encoded("h264", "mp4"), H264, StudyDate="20240102", SeriesDescription="Scope")
+    output = tmp_path / "out"
+    argv = command_line("render", "--output", output, tmp_path / "v.dcm", "-o", "formats=png+json")
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.OK, done.stderr
+    written = sorted(output.rglob("*.png"))
+    assert [path.stem for path in written] == [f"Scope_0_0_{n}" for n in range(1, len(COLOURS) + 1)]
+    assert len(list(output.rglob("*.json"))) == 1
+    for number, path in enumerate(written):
+        with Image.open(path) as picture:
+            found = np.asarray(picture)
+        difference = np.abs(found.astype(int) - painted(number))
+        assert difference[ROWS // 2 + 8 :, 8:].max() <= TOLERANCE

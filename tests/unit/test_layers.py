@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "model", "recipes", "config"),
     *("naming", "elements", "header"),
-    *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "pixels"),
+    *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "schema", "writer", "index", "renditions", "ingest"),
@@ -52,17 +52,18 @@ PRESENT = {
 BOTH = {"serve", "cli"}
 """Where receiving and presenting may meet."""
 
-CODECS = {"pixels", "codestream"}
+CODECS = {"pixels", "codestream", "video"}
 DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
 GREY = {"display", "frames", "grey", "histogram", "measurement", "subtraction", "window"} | DRAWING
 HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "marks", "planes"}
 HOME = {
     "PIL": DRAWING,
+    "av": {"video"},
     "cachetools": {"cache", "renditions"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,
-    "numpy": GREY,
+    "numpy": GREY | {"video"},
     "openjpeg": CODECS,
     "pydicom": {"archive", "negotiation", "handshake", "association", "subtraction", "probes", "render"}
     | HEADERS
