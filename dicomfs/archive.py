@@ -232,8 +232,8 @@ class Archive:
 
         Durable when `spool.sync` and then, for each folder that is returned, `sync_directory` have been
         called; `note_durable` saves the next one the work. (One flush of the journal then makes content,
-        name and new folders durable together. Until then a power loss may leave a file here whose content
-        is not that of its name: it has no row.)
+        number, name and new folders durable together. A file that was synced before it is published is
+        whole at any moment; only its number may be missing after a power loss, and then it has no row.)
         Raises OSError.
         """
         target = self.path(spool.digest)

@@ -133,6 +133,10 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
+            # Whole and durable, but for its number, before it can be seen under its name in the archive;
+            # and here, where the senders wait side by side, and not in the committer's turn.
+            self.archive.seal(spool, meta)
+            spool.sync()
             self.archive.prepare(spool)
             undo.pop_all()
         return Prepared(spool, header, receipt, meta)
