@@ -44,7 +44,7 @@ def main() -> None:
         stack.callback(contestants.close)
         collections = []
         if options.packaged != "none":
-            folders = packaged.folders(scratch, wheels=options.packaged == "all")
+            folders = packaged.folders(scratch, with_wheels=options.packaged == "all")
             collections.append(collect("packaged images", folders))
         if options.data:
             collections.append(collect(f"images of {options.data}", [options.data], options.leave_out))

@@ -12,7 +12,7 @@ from tests.quality.separation import FOLDER
 SLICES, PHASES = 3, 12
 
 
-def folders(scratch: Path, *, wheels: bool = True) -> list[Path]:
+def folders(scratch: Path, *, with_wheels: bool = True) -> list[Path]:
     """Folders to collect from; the cine is written below `scratch`."""
     cine = scratch / "cine"
     phantom.cine(cine / "SAX", SLICES, PHASES)
@@ -22,10 +22,11 @@ def folders(scratch: Path, *, wheels: bool = True) -> list[Path]:
             for which, outline in zip("io", phantom.ventricle(level, phase, SLICES, PHASES), strict=True):
                 number = level * PHASES + phase + 1
                 np.savetxt(cine / FOLDER / f"SAX-{number:04}-{which}contour.txt", outline, "%.3f", "\t")
-    return [cine, *(_wheels() if wheels else [])]
+    return [cine, *(wheels() if with_wheels else [])]
 
 
-def _wheels() -> list[Path]:
+def wheels() -> list[Path]:
+    """Folders of the files that the pydicom and pydicom-data wheels ship."""
     found = [Path(pydicom.__file__).parent / "data" / "test_files"]
     data = importlib.util.find_spec("data_store")
     if data is not None and data.submodule_search_locations:
