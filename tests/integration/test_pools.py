@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -27,10 +28,22 @@ from dicomfs.index import Index
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.present import Presenter
 from dicomfs.renditions import Decision, Renditions
+from dicomfs.samba import prepare
 from dicomfs.tree import Entry, Inode, Kind
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, data_set, header, listed, save, tree
-from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until
+from tests.smb import client
+from tests.support import (
+    ROOT,
+    command_line,
+    connects,
+    free_port,
+    mounted,
+    require,
+    require_fuse,
+    running,
+    wait_until,
+)
 
 QUIET_S = 5.0
 EXAM = Inode(Kind.EXAM, 1, "jpg")
@@ -548,3 +561,35 @@ def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
         assert len(shown[0]) == 8
         assert not trouble
         assert len(dict(reads)) == len(reads) == 2  # each inode has one size, and both were seen
+
+
+def test_pool_grows_under_a_client_of_smb(tmp_path: Path) -> None:
+    """What a client has open goes on as it was; what it opens then is whole, and of the size it is told."""
+    require_fuse()
+    require("smbd")
+    store, point = tmp_path / "store", tmp_path / "mnt"
+    bring_in(store, *(slice_of_cine(tmp_path, number, 500) for number in (1, 2)))
+    name = "Doe Jane/2024-01-31/cine_5_1.jpg"
+    with TemporaryDirectory(prefix="dicomfs-test-") as folder, mount(store, point):
+        smbd = prepare(Path(folder, "smb"), point, free_port())
+        serving = lambda: connects(smbd.port)  # noqa: E731  a def would say no more
+        with (
+            running(smbd.argv, Path(folder, "log"), serving, "smbd", env=smbd.env),
+            client(smbd.port, smbd.share_name) as smb,
+        ):
+            old = smb.whole(name)
+            inode = (point / name).stat().st_ino
+            assert old == (point / name).read_bytes()
+            with smb.open(name) as held:
+                assert held.size == len(old)
+                first = held.read(0, 100)
+                bring_in(store, *(slice_of_cine(tmp_path, number, 4000) for number in range(3, 9)))
+                wait_until(lambda: (point / name).stat().st_ino != inode, "a new inode", 40)
+                assert first + held.read(100, held.size) == old
+                # The same client, by the same name, while the old one is still open.
+                wait_until(lambda: smb.whole(name) != old, "the new bytes over SMB")
+                assert held.read(0, held.size) == old
+            for path in sorted((point / name).parent.iterdir()):
+                with smb.open(str(path.relative_to(point))) as file:
+                    assert file.read(0, file.size) == path.read_bytes()
+                    assert file.size == path.stat().st_size

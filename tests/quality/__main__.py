@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.quality import packaged
+from tests.quality import packaged, syntaxes
 from tests.quality.contestants import Contestants, orthanc
 from tests.quality.contrast import Contrast
 from tests.quality.expert import Expert
@@ -45,14 +45,16 @@ def main() -> None:
         collections = []
         if options.packaged != "none":
             folders = packaged.folders(scratch, with_wheels=options.packaged == "all")
-            collections.append(collect("packaged images", folders))
+            collections.append((collect("packaged images", folders), folders))
         if options.data:
-            collections.append(collect(f"images of {options.data}", [options.data], options.leave_out))
-        for collection in collections:
+            label = f"images of {options.data}"
+            collections.append((collect(label, [options.data], options.leave_out), [options.data]))
+        for collection, folders in collections:
             sheet = Sheet()
             rows = survey(collection, contestants, [metric() for metric in METRICS], sheet)
             held &= all(row.gate is None or row.gate.holds is not False for row in rows)
-            if options.sheet and collection is collections[-1]:
+            print("\n".join([*syntaxes.table(folders), ""]))
+            if options.sheet and collection is collections[-1][0]:
                 sheet.write(options.sheet)
     sys.exit(0 if held or not options.gates else 1)
 
