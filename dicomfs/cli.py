@@ -500,6 +500,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
     renditions = Renditions(settings.store / RENDITIONS_NAME, index.store_id)
     try:
         counts = asdict(index.counts())
+        conflicts = index.conflicts()
         failures = renditions.failures(1000)
     finally:
         renditions.close()
@@ -511,6 +512,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         **counts,
         "free_bytes": disk.free,
         "refused": len(refused),
+        "identity_conflicts": conflicts,
         "not_displayable": [{"original": o, "frame": f + 1, "reason": why} for o, f, why in failures],
     }
     if options.json:
@@ -521,6 +523,9 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         print(f"{number:10} {name}")
     print(f"{disk.free / 1e9:10.1f} GB free")
     print(f"{len(refused):10} refused data sets kept aside in {settings.store / 'quarantine'}")
+    if conflicts:
+        print(f"{conflicts:10} originals bear another patient's identity than earlier ones of the same UIDs:")
+        print(f"{'':12} check who is right (the log names them)")
     print(f"{len(failures):10} frames that cannot be displayed")
     for original, frame, why in failures[:20]:
         print(f"{'':12} original {original} frame {frame + 1}: {why}")

@@ -229,6 +229,7 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
+_CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
 
@@ -528,6 +529,10 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
+
+    def conflicts(self) -> int:
+        """Originals that bear another patient's identity than an earlier one of the same UIDs."""
+        return int(self._rows(_CONFLICTS)[0][0])
 
     def counts(self) -> Counts:
         """How many rows of each kind; grows with the index, so for `status` only."""
