@@ -27,12 +27,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
 from dicomfs import mount as mounting
 from dicomfs.association import Limits
-from dicomfs.config import STORE_VARIABLE, Settings, check_scp, load, mount_options, option_help
+from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
 from dicomfs.renditions import RENDITIONS_NAME, Renditions
+from dicomfs.scpoptions import (
+    ScpOptions,
+    access,
+    for_this_machine,
+    scp_arguments,
+    scp_flags,
+    scp_options,
+)
+from dicomfs.tls import Certificates
 
 # Every exit code. Scripts and units rely on them.
 OK: Final = 0
@@ -199,14 +208,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_scp(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--host", help="address to listen on (all)")
-    command.add_argument("--port", type=int, help="port to listen on (11112); 0: any free one")
-    command.add_argument("--aet", help="our AE title (DICOMFS)")
-    command.add_argument(
-        "--open", action="store_true", default=None, help="accept every sender (so far this is always so)"
-    )
-    command.add_argument("--max-associations", type=int, metavar="N", help="senders at once (64)")
-    command.add_argument("--drain-seconds", type=int, metavar="S", help="at a stop, let senders finish (30)")
+    for flag in scp_flags():
+        text = flag.help.replace("%", "%%")
+        if not flag.metavar:
+            command.add_argument(
+                flag.word, action=argparse.BooleanOptionalAction, default=None, dest=flag.name, help=text
+            )
+        else:
+            action = "append" if flag.is_list else "store"
+            command.add_argument(flag.word, action=action, dest=flag.name, metavar=flag.metavar, help=text)
 
 
 def _add_mount(command: argparse.ArgumentParser) -> None:
@@ -224,11 +234,9 @@ def _options_text() -> str:
 
 
 def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
-    names = ("host", "port", "aet", "open", "max_associations", "drain_seconds")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    chosen = replace(settings.scp, **given)
-    check_scp(chosen)
-    return replace(settings, scp=chosen)
+    given = {flag.name: getattr(options, flag.name) for flag in scp_flags()}
+    given = {name: value for name, value in given.items() if value is not None}
+    return replace(settings, scp=scp_options(given, settings.scp))
 
 
 @contextlib.contextmanager
@@ -255,16 +263,66 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
-    with _stop_signals() as wait_for_stop, Ingest.open(settings.store) as ingest:
-        limits = Limits(associations=chosen.max_associations)
-        server = scp.StorageSCP.start(chosen.host, chosen.port, chosen.aet, ingest, limits=limits)
-        log.warning("every sender is accepted: keep this port inside the hospital's network")
+    # Before the store: a receiver that cannot start makes none.
+    access(chosen)
+    _certificates(chosen)
+    _must_be_enforced(chosen)
+    with (
+        _stop_signals() as wait_for_stop,
+        Ingest.open(settings.store, duplicates=chosen.duplicates) as ingest,
+    ):
+        server = scp.StorageSCP.start(
+            chosen.host,
+            chosen.port,
+            chosen.aet,
+            ingest,
+            require_called_ae=chosen.require_called_ae,
+            limits=Limits(
+                associations=chosen.max_associations,
+                pdu_bytes=chosen.max_pdu,
+                object_bytes=chosen.max_object,
+                handshake_s=chosen.acse_seconds,
+                idle_s=chosen.idle_seconds,
+                stall_s=chosen.dimse_seconds,
+            ),
+        )
+        _tell_who_may_send(chosen)
         service.notify(service.READY, os.environ)
         wait_for_stop()
         service.notify(service.STOPPING, os.environ)
         log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
         server.stop(chosen.drain_seconds)
     return OK
+
+
+def _certificates(chosen: ScpOptions) -> Certificates | None:
+    """None: no TLS. Raises UsageError when the files are wrong."""
+    if chosen.tls_certificate is None:
+        return None
+    client_ca = chosen.tls_ca if chosen.tls_client == "required" else None
+    return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
+
+
+def _must_be_enforced(chosen: ScpOptions) -> None:
+    """Refuse what the receiver does not do yet: a list that nobody reads would be worse than none."""
+    usual = ScpOptions()
+    for name in ("allow", "tls_certificate", "max_associations_per_peer", "min_free", "acceptors"):
+        if getattr(chosen, name) != getattr(usual, name):
+            raise UsageError(f"{name} is not enforced by this receiver yet")
+
+
+def _tell_who_may_send(chosen: ScpOptions) -> None:
+    if chosen.open:
+        log.warning(
+            "--open: EVERY SENDER IS ACCEPTED%s; keep this port inside the hospital's network",
+            ", the allow-list does not count" if chosen.allow else "",
+        )
+    elif chosen.allow:
+        log.info("senders: %s", ", ".join(map(str, chosen.allow)))
+    else:
+        log.info("senders: programs of this machine")
+    if chosen.tls_certificate is not None and chosen.tls_client == "off":
+        log.warning("tls_client = off: senders need no certificate")
 
 
 def _mount(options: argparse.Namespace, settings: Settings) -> int:
@@ -382,6 +440,8 @@ def _progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[], No
 
 def _serve(options: argparse.Namespace, settings: Settings) -> int:
     settings = _with_scp(options, settings)
+    receive = for_this_machine(settings.scp)
+    access(receive)
     # Checked here so that a wrong option is an error of this command and not of a part of it.
     chosen = mount_options(options.options, settings.mount)
     mounting.check_machine(chosen)
@@ -394,23 +454,18 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
         value = getattr(options, name)
         if value:
             common += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    receive, host, port = settings.scp, settings.scp.host, settings.scp.port or _free_port()
+    receive = replace(receive, port=receive.port or _free_port())
+    host, port = receive.host, receive.port
     _check_free(host, port)
     if options.samba_port is not None:
         if not 0 < options.samba_port <= 65535:
             raise UsageError(f"samba-port {options.samba_port}: must be from 1 to 65535")
         _check_free("127.0.0.1", options.samba_port)
-    common_scp = ["--open"] if receive.open else []
     address = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104
     parts = [
         serve.Part(
             "the receiver (scp)",
-            [
-                *(*program, "scp", *common, *common_scp),
-                *("--host", host, "--port", str(port), "--aet", receive.aet),
-                *("--max-associations", str(receive.max_associations)),
-                *("--drain-seconds", str(receive.drain_seconds)),
-            ],
+            [*program, "scp", *common, *scp_arguments(receive)],
             lambda: _connects(address, port),
             part_of_us,
         ),
@@ -441,7 +496,11 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             )
 
         def ready() -> None:
-            log.info("receiving as %s on %s port %d", receive.aet, host, port)
+            log.info("receiving as %s on %s port %d", receive.aet, host or "all addresses", port)
+            if receive.host != settings.scp.host:
+                log.warning(
+                    "images are received from this machine only: name the scanners with --allow, or --open"
+                )
             log.info("pictures in %s", options.mount)
             if options.samba_port is not None:
                 log.info("shared as //127.0.0.1:%d/%s", options.samba_port, smbd.share_name)

@@ -17,6 +17,10 @@ from typing import Any, Final
 from dicomfs.errors import UsageError
 from dicomfs.recipes import FORMATS as RENDERED
 from dicomfs.recipes import policy
+from dicomfs.scpoptions import ScpOptions, scp_table
+from dicomfs.values import size as _size
+from dicomfs.values import switch as _flag
+from dicomfs.values import whole as _whole
 
 DEFAULT_STORE: Final = Path("/var/lib/dicomfs")
 STORE_VARIABLE: Final = "DICOMFS_STORE"
@@ -53,23 +57,6 @@ def _account(find: Callable[[str], int], what: str) -> Callable[[str], int]:
     return parse
 
 
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*([kmgt]?)(i?b)?", text.strip().lower())
-    if not match:
-        raise ValueError("a size such as 64M or 2G")
-    return int(match[1]) << 10 * " kmgt".index(match[2] or " ")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text) if re.fullmatch(r"\d{1,12}", text.strip()) else -1
-        if not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return parse
-
-
 def _formats(text: str) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(text.lower().split("+")))
     if not wanted or any(name not in FORMATS for name in wanted):
@@ -88,13 +75,6 @@ def _mask(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{1,3}", text.strip()):
         raise ValueError("an octal mask such as 027")
     return int(text, 8)
-
-
-def _flag(text: str) -> bool:
-    words = {"": True, "on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}
-    if text.lower() not in words:
-        raise ValueError("on or off")
-    return words[text.lower()]
 
 
 _USER: Final = _account(lambda name: pwd.getpwnam(name).pw_uid, "user")
@@ -200,27 +180,6 @@ def _with_option(options: MountOptions, name: str, value: str | None) -> MountOp
 
 
 @dataclass(frozen=True, slots=True)
-class ScpOptions:
-    """Options of `dicomfs scp`."""
-
-    host: str = "0.0.0.0"  # noqa: S104  scanners are other machines
-    port: int = 11112
-    aet: str = "DICOMFS"
-    open: bool = False
-    max_associations: int = 64
-    drain_seconds: int = 30
-
-
-def check_scp(options: ScpOptions) -> None:
-    """Raises UsageError when a number is out of its range."""
-    ranges = {"port": (0, 65535), "max_associations": (1, 10_000), "drain_seconds": (0, 86_400)}
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if not low <= value <= high:
-            raise UsageError(f"{name.replace('_', '-')} {value}: must be from {low} to {high}")
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """The configuration file: where the store is, how to receive, how to mount."""
 
@@ -253,17 +212,7 @@ def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
     for name in ("scp", "mount"):
         if not isinstance(tables.get(name, {}), dict):
             raise UsageError(f"{path}: '{name}' must be a table: [{name}]")
-    scp = tables.get("scp", {})
-    defaults = ScpOptions()
-    _only_known(scp, [item.name for item in fields(ScpOptions)], f"{path} [scp]")
-    for name, value in scp.items():
-        wanted = type(getattr(defaults, name))
-        if type(value) is not wanted:
-            raise UsageError(f"{path} [scp]: '{name}' needs a {wanted.__name__}, not {value!r}")
-    try:
-        check_scp(replace(defaults, **scp))
-    except UsageError as error:
-        raise UsageError(f"{path} [scp]: {error}") from None
+    scp = scp_table(tables.get("scp", {}), f"{path} [scp]")
     options = MountOptions()
     for name, value in tables.get("mount", {}).items():
         if isinstance(value, list):
@@ -279,7 +228,7 @@ def _from_tables(tables: dict[str, Any], path: Path) -> Settings:
     store = tables.get("store", str(DEFAULT_STORE))
     if not isinstance(store, str):
         raise UsageError(f"{path}: 'store' needs a path in quotes")
-    return Settings(Path(store), replace(defaults, **scp), options)
+    return Settings(Path(store), scp, options)
 
 
 def _only_known(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:

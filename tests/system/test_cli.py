@@ -80,6 +80,20 @@ def test_version() -> None:
         (["scp", "--frobnicate"], "--frobnicate"),
         (["scp", "--port", "many"], "many"),
         (["scp", "--port", "65536"], "65535"),
+        (["scp", "-v"], "nobody may send yet"),
+        (["scp", "--host", "::"], "--allow CT1@10.1.2.3"),
+        (["serve", "--mount", "/nowhere", "--host", "10.0.0.1"], "--open"),
+        (["serve", "--mount", "/nowhere", "--host", "::"], "nobody may send yet"),
+        (["scp", "--allow", "CT1@ct1.example"], "host names are not looked up"),
+        (["scp", "--allow", "CT1@10.0.0.1", "--allow", "10.0.0.2"], "*@10.0.0.2"),
+        (["scp", "--open", "--max-pdu", "100"], "4K to 16M"),
+        (["scp", "--open", "--duplicates", "newer"], "keep-first, newest, both, reject"),
+        (["scp", "--open", "--tls-key", "/etc/key.pem"], "needs tls_certificate"),
+        (["scp", "--open", "--tls-certificate", "/etc/cert.pem"], "tls_client = off"),
+        (
+            ["scp", "--open", "--tls-certificate", "/no/cert.pem", "--tls-client", "off"],
+            "cannot read tls_certificate /no/cert.pem: No such file",
+        ),
         (["mount"], "mountpoint"),
         (["import"], "PATH"),
         (["serve"], "--mount"),
@@ -151,7 +165,12 @@ def test_folder_that_is_no_store(tmp_path: Path, command: str) -> None:
     store.mkdir()
     (store / "thesis.txt").write_text("mine")
     (tmp_path / "m").mkdir()
-    rest: list[Path] = {"mount": [tmp_path / "m"], "import": [shipped("CT_small.dcm")]}.get(command, [])
+    arguments: dict[str, list[str | Path]] = {
+        "mount": [tmp_path / "m"],
+        "import": [shipped("CT_small.dcm")],
+        "scp": ["--open"],
+    }
+    rest = arguments.get(command, [])
     if command == "mount":
         require_fuse()
     assert str(store) in complaint(dicomfs(command, "--store", store, *rest), STORE_TROUBLE)
@@ -170,7 +189,7 @@ def test_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path, command:
 
 def test_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = dicomfs("scp", "--port", "0", "--store", tmp_path / "file" / "store")
+    done = dicomfs("scp", "--open", "--port", "0", "--store", tmp_path / "file" / "store")
     assert str(tmp_path / "file" / "store") in complaint(done, STORE_TROUBLE)
 
 

@@ -60,11 +60,13 @@ def test_flags_need_no_value() -> None:
 def test_a_file_sets_everything_and_the_environment_wins_over_its_store(tmp_path: Path) -> None:
     path = tmp_path / "dicomfs.toml"
     path.write_text(
-        'store = "/srv/a"\n[scp]\nport = 104\naet = "PACS"\n[mount]\nformats = ["png", "dcm"]\nwarm = false\n'
+        'store = "/srv/a"\n[scp]\nport = 104\naet = "PACS"\nallow = ["CT1@10.1.2.3"]\n'
+        '[mount]\nformats = ["png", "dcm"]\nwarm = false\n'
     )
     settings = load(path, {})
     assert settings.store == Path("/srv/a")
     assert (settings.scp.port, settings.scp.aet) == (104, "PACS")
+    assert [str(entry) for entry in settings.scp.allow] == ["CT1@10.1.2.3"]
     assert settings.mount.formats == ("png", "dcm")
     assert not settings.mount.warm
     assert load(path, {"DICOMFS_STORE": "/srv/b"}).store == Path("/srv/b")

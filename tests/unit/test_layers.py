@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "recipes", "config"),
+    *("errors", "model", "recipes", "values", "access", "scpoptions", "config"),
     *("naming", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "schema", "writer", "index", "renditions", "ingest"),
-    *("negotiation", "connection", "dimse", "handshake", "association", "scp", "importer"),
+    *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
         "worker",
@@ -33,7 +33,17 @@ ORDER = (
     *("samba", "service", "serve"),
     "cli",
 )
-RECEIVE = {"ingest", "negotiation", "connection", "dimse", "handshake", "association", "scp", "importer"}
+RECEIVE = {
+    "ingest",
+    "negotiation",
+    "tls",
+    "connection",
+    "dimse",
+    "handshake",
+    "association",
+    "scp",
+    "importer",
+}
 PRESENT = {
     "render",
     "renditions",
