@@ -10,6 +10,7 @@ allow-list says the rest. What is logged of a certificate is its subject, which 
 
 import logging
 import os
+import socket
 import ssl
 import stat
 import threading
@@ -268,12 +269,27 @@ _WHY: Final = {
 }
 
 
+def wrap(connected: socket.socket, context: ssl.SSLContext) -> ssl.SSLSocket:
+    """A connected socket that speaks TLS from `shake_hands` on; never blocks.
+
+    Takes `connected` over, which is closed when this fails. Raises AssociationEnded: the sender is gone.
+
+    To end a connection from another thread, shut it down by `socket.socket.shutdown(wrapped, how)`: the
+    method of SSLSocket drops its TLS layer, and the thread that uses it would go on in clear text.
+    """
+    try:
+        return context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
+    except (OSError, ValueError):
+        connected.close()
+        raise AssociationEnded("the peer hung up before the TLS handshake") from None
+
+
 def shake_hands(connected: ssl.SSLSocket, seconds: float) -> str:
     """Let a sender that has just connected prove itself, for at most `seconds` altogether.
 
-    `connected` comes of `context().wrap_socket(…, server_side=True, do_handshake_on_connect=False)`. Blocks,
-    so call it in the sender's own thread. Returns the subject of its certificate, for the log; empty when
-    it showed none. Raises AssociationEnded when it fails; there is nobody then who could be told by a PDU.
+    `connected` comes of `wrap`. Blocks, so call it in the sender's own thread. Returns the subject of the
+    sender's certificate, for the log; empty when it showed none. Raises AssociationEnded when it fails;
+    there is nobody then who could be told by a PDU.
     """
     try:
         connected.settimeout(seconds)
