@@ -17,9 +17,11 @@ from typing import Final, Protocol
 from pydicom.uid import UID
 
 from dicomfs import dimse, handshake
+from dicomfs.access import Refusal
 from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
+    HUNG_UP,
     RELEASE_RP,
     RELEASE_RQ,
     UNEXPECTED_PDU,
@@ -40,7 +42,7 @@ from dicomfs.errors import (
     StoreUnavailable,
     UnreadableDataSet,
 )
-from dicomfs.handshake import Accepted, Rejection, Request
+from dicomfs.handshake import Accepted, Request
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
 
@@ -63,6 +65,8 @@ class Limits:
 
     associations: int = 32
     """At once; one more is rejected as "local limit exceeded", which senders take as: try later."""
+    of_one_address: int = 32
+    """At once, so that one sender cannot take every place."""
     pdu_bytes: int = 131_072
     """Largest PDU we announce to accept; 0 leaves it to the sender."""
     object_bytes: int = 1 << 36
@@ -82,8 +86,11 @@ class Terms:
     ae_title: str
     limits: Limits
     receiver: Receiver
-    judge: Callable[[Request], Rejection | None]
+    judge: Callable[[Request], Refusal | None]
     """Asked when a request has come; None: the peer may associate."""
+    greet: Callable[[], str]
+    """What has to be done before anything is read, in the association's own thread: the TLS handshake.
+    Gives the name that the peer has proved, if any. Raises AssociationEnded."""
 
 
 # --- What is answered -------------------------------------------------------------------------------
@@ -161,6 +168,7 @@ class Association:
         self._address = f"{address}:{port}"
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
+        self._proved = ""
         self.is_established = False
 
     @property
@@ -173,6 +181,7 @@ class Association:
         """Serve the peer until it releases or is given up. Closes the connection; raises nothing."""
         linger = 0.0
         try:
+            self._proved = self._terms.greet()
             if self._negotiate():
                 self.is_established = True
                 self._serve()
@@ -184,7 +193,9 @@ class Association:
             if self.is_established:
                 LOGGER.warning("association of %s aborted: %s", self.peer, error)
             else:
-                LOGGER.info("connection of %s ended before an association: %s", self.peer, error)
+                # A health check comes and goes; who speaks something else is worth a line.
+                level = logging.DEBUG if str(error) == HUNG_UP else logging.WARNING
+                LOGGER.log(level, "connection of %s ended before an association: %s", self.peer, error)
         except Exception as error:  # noqa: BLE001  one association may fail, never the server
             LOGGER.error("association of %s aborted: internal error %s", self.peer, where(error))  # noqa: TRY400
             self._connection.abort(0)
@@ -201,14 +212,15 @@ class Association:
         if not isinstance(first, Pdu) or first.kind != ASSOCIATE_RQ:
             raise AssociationEnded("it did not begin with an association request", UNEXPECTED_PDU)
         self._request = request = handshake.decode(first.body)
-        rejection = _malformed(request) or self._terms.judge(request)
-        if rejection is not None:
-            LOGGER.log(rejection.level, "association of %s rejected: %s", self.peer, rejection.reason)
-            self._connection.send(handshake.reject(rejection))
+        refusal = _malformed(request) or self._terms.judge(request)
+        if refusal is not None:
+            LOGGER.log(refusal.level, "association of %s rejected: %s", self.peer, refusal.reason)
+            self._connection.send(handshake.reject(refusal))
             return False
         self._accepted = handshake.choose(request.contexts, _taken)
         self._connection.send(handshake.accept(request, self._accepted, limits.pdu_bytes))
-        LOGGER.info("association of %s opened", self.peer)
+        proved = f", certificate of {self._proved}" if self._proved else ""
+        LOGGER.info("association of %s opened%s", self.peer, proved)
         return True
 
     # Messages
@@ -322,13 +334,13 @@ class Association:
 _HANG_UP_S: Final = 1.0
 
 
-def _malformed(request: Request) -> Rejection | None:
+def _malformed(request: Request) -> Refusal | None:
     if not request.known_protocol:
-        return Rejection(1, 1, 2, "it does not speak DICOM's application context")
+        return Refusal(1, 1, 2, "it does not speak DICOM's application context")
     if not request.contexts or any(
         not proposed.abstract_syntax or not proposed.transfer_syntaxes for proposed in request.contexts
     ):
-        return Rejection(1, 2, 1, "a presentation context lacks its abstract or transfer syntax")
+        return Refusal(1, 2, 1, "a presentation context lacks its abstract or transfer syntax")
     return None
 
 

@@ -264,21 +264,22 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
-    access(chosen)
-    _certificates(chosen)
+    who, certificates = access(chosen), _certificates(chosen)
     _must_be_enforced(chosen)
     with (
         _stop_signals() as wait_for_stop,
-        Ingest.open(settings.store, duplicates=chosen.duplicates) as ingest,
+        Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
     ):
         server = scp.StorageSCP.start(
             chosen.host,
             chosen.port,
             chosen.aet,
             ingest,
-            require_called_ae=chosen.require_called_ae,
+            access=who,
+            certificates=certificates,
             limits=Limits(
                 associations=chosen.max_associations,
+                of_one_address=chosen.max_associations_per_peer,
                 pdu_bytes=chosen.max_pdu,
                 object_bytes=chosen.max_object,
                 handshake_s=chosen.acse_seconds,
@@ -304,11 +305,10 @@ def _certificates(chosen: ScpOptions) -> Certificates | None:
 
 
 def _must_be_enforced(chosen: ScpOptions) -> None:
-    """Refuse what the receiver does not do yet: a list that nobody reads would be worse than none."""
+    """Refuse what the receiver does not do yet."""
     usual = ScpOptions()
-    for name in ("allow", "tls_certificate", "max_associations_per_peer", "min_free", "acceptors"):
-        if getattr(chosen, name) != getattr(usual, name):
-            raise UsageError(f"{name} is not enforced by this receiver yet")
+    if chosen.acceptors != usual.acceptors:
+        raise UsageError("acceptors: this receiver has one process only, so far")
 
 
 def _tell_who_may_send(chosen: ScpOptions) -> None:

@@ -7,7 +7,6 @@ nothing for long. Knows no DIMSE. Used by `association.py`.
 """
 
 import contextlib
-import select
 import socket
 import struct
 import time
@@ -33,6 +32,7 @@ _LONGEST_REQUEST: Final = 1 << 20
 """An A-ASSOCIATE-RQ of 128 contexts, each with dozens of transfer syntaxes, has less than 200 000 bytes."""
 _LONGEST_OTHER: Final = 1 << 10
 _HANG_UP_S: Final = 1.0
+HUNG_UP: Final = "the peer hung up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +111,6 @@ class Connection:
             self._left -= len(piece)
             yield piece
 
-    def is_readable(self, seconds: float) -> bool:
-        """True when the peer has sent something, or has hung up; waits at most `seconds`."""
-        pending = getattr(self._socket, "pending", None)  # what TLS has decrypted already
-        if self._left or (pending is not None and pending()):
-            return True
-        with contextlib.suppress(OSError, ValueError):
-            poll = select.poll()
-            poll.register(self._socket, select.POLLIN)
-            return bool(poll.poll(seconds * 1000))
-        return True
-
     def _body(self, kind: int, length: int) -> bytes:
         if not ASSOCIATE_RQ <= kind <= ABORT:
             raise AssociationEnded(f"what came is no PDU (type {kind:02X})", UNRECOGNISED_PDU)
@@ -145,7 +134,7 @@ class Connection:
             if not count:
                 if self._interrupted:
                     raise AssociationEnded("it did not end in time", NOT_SPECIFIED)
-                raise AssociationEnded("the peer hung up")
+                raise AssociationEnded(HUNG_UP)
             view = view[count:]
             if view:
                 now = time.monotonic()
@@ -184,7 +173,7 @@ class Connection:
         """
         with contextlib.suppress(OSError):
             if patience_s:
-                self._socket.shutdown(socket.SHUT_WR)
+                _shut_down(self._socket, socket.SHUT_WR)
                 deadline = time.monotonic() + patience_s
                 self._socket.settimeout(patience_s)
                 while time.monotonic() < deadline and self._socket.recv(1 << 16):
@@ -196,12 +185,19 @@ class Connection:
         """Let the connection's own thread abort, once it reads. May be called by any thread."""
         self._interrupted = True
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RD)
+            _shut_down(self._socket, socket.SHUT_RD)
 
     def hang_up(self) -> None:
         """End whatever the connection's own thread waits for. May be called by any thread."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            _shut_down(self._socket, socket.SHUT_RDWR)
+
+
+def _shut_down(connected: socket.socket, how: int) -> None:
+    """Of the connection below TLS: an SSLSocket's own method would also end its encryption, and what is
+    sent after it would go out in the clear.
+    """
+    socket.socket.shutdown(connected, how)
 
 
 def pdu(kind: int, body: bytes) -> bytes:

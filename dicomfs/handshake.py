@@ -4,7 +4,6 @@ Pure: bytes in, bytes out. What is accepted is decided by `negotiation.py` and b
 `association.py`.
 """
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,6 +19,7 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.presentation import PresentationContext
 
+from dicomfs.access import Refusal
 from dicomfs.archive import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomfs.connection import ASSOCIATE_RJ, ASSOCIATE_RQ, INVALID_PARAMETER, pdu
 from dicomfs.errors import AssociationEnded
@@ -28,17 +28,6 @@ APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 ACCEPTED, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 3, 4
 """Result of a presentation context (PS3.8 table 9-18)."""
 _LONGEST_UID: Final = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A-ASSOCIATE-RJ (PS3.8 table 9-21) and the reason for the log."""
-
-    result: int
-    source: int
-    diagnostic: int
-    reason: str
-    level: int = logging.WARNING
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +140,6 @@ def _result(proposed: Proposed, taken: Accepted | None) -> PresentationContext:
     return context
 
 
-def reject(rejection: Rejection) -> bytes:
+def reject(refusal: Refusal) -> bytes:
     """An A-ASSOCIATE-RJ PDU."""
-    return pdu(ASSOCIATE_RJ, bytes((0, rejection.result, rejection.source, rejection.diagnostic)))
+    return pdu(ASSOCIATE_RJ, bytes((0, refusal.result, refusal.source, refusal.diagnostic)))

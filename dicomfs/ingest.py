@@ -9,9 +9,10 @@ number of senders and processes. Never decodes pixels, never changes a byte of a
 
 import errno
 import logging
+import os
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,6 +44,10 @@ _SYNCERS: Final = 8
 log = logging.getLogger(__name__)
 
 
+def _nothing(_disk_bytes: int) -> int:
+    return 0
+
+
 @dataclass(slots=True)
 class Prepared:
     """A data set that is in the spool and only waits for its number."""
@@ -59,11 +64,18 @@ class Ingest:
     """Takes data sets into a store, durably. Close it, or use it as a context manager."""
 
     def __init__(
-        self, store: Path, archive: Archive, index: Index, duplicates: Duplicates = Duplicates.KEEP_FIRST
+        self,
+        store: Path,
+        archive: Archive,
+        index: Index,
+        duplicates: Duplicates = Duplicates.KEEP_FIRST,
+        keep_free: Callable[[int], int] = _nothing,
     ) -> None:
         self.store = store
         self.archive = archive
         self._duplicates = duplicates
+        self._keep_free = keep_free
+        self._is_short = False
         self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync")
         self._index = index
         self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
@@ -73,8 +85,16 @@ class Ingest:
         self._committer.start()
 
     @classmethod
-    def open(cls, store: Path, duplicates: Duplicates = Duplicates.KEEP_FIRST) -> Self:
+    def open(
+        cls,
+        store: Path,
+        duplicates: Duplicates = Duplicates.KEEP_FIRST,
+        keep_free: Callable[[int], int] = _nothing,
+    ) -> Self:
         """Open a store for receiving, making it if the folder is new or empty.
+
+        `keep_free`: of the size of a disk in bytes, how many have to stay free; below that nothing is
+        taken in, so that the disk is never really full.
 
         Raises StoreMismatch (not a store, or of another version), StoreFull, StoreUnavailable.
         """
@@ -95,7 +115,7 @@ class Ingest:
             removed = archive.clean()
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
-        return cls(store, archive, index, duplicates)
+        return cls(store, archive, index, duplicates, keep_free)
 
     def receive(
         self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
@@ -116,6 +136,7 @@ class Ingest:
         """
         receipt = replace(receipt, duplicates=self._duplicates)
         with _storage_errors("the archive"), ExitStack() as undo:
+            self._check_space()
             spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
             for part in parts:
                 spool.write(part)
@@ -141,12 +162,28 @@ class Ingest:
             undo.pop_all()
         return Prepared(spool, header, receipt, meta)
 
+    def _check_space(self) -> None:
+        """Raises StoreFull below the watermark; asked again each time, so it recovers by itself."""
+        disk = os.statvfs(self.archive.incoming)
+        wanted = self._keep_free(disk.f_blocks * disk.f_frsize)
+        free = disk.f_bavail * disk.f_frsize
+        was_short, self._is_short = self._is_short, free < wanted
+        if self._is_short:
+            if not was_short:
+                log.error(
+                    "only %.2f GB free: nothing is taken in below %.2f GB (min_free); free some space",
+                    free / 1e9,
+                    wanted / 1e9,
+                )
+            raise StoreFull(f"{free} bytes are free on the disk of the archive, {wanted} have to stay free")
+        if was_short:
+            log.info("there is space again: objects are taken in")
+
     def commit(self, prepared: Prepared) -> "Future[Outcome]":
         """The second half of `receive`: the outcome, or StoreFull, StoreUnavailable, in a future.
 
         Sequence numbers are given in the order of these calls. Raises StoreUnavailable when closed.
         """
-        prepared.done.add_done_callback(lambda _: prepared.spool.close())
         with self._closing:
             if not self._closed:
                 self._queue.put(prepared)
@@ -213,9 +250,12 @@ class Ingest:
                 for pending in batch:
                     self._settle([pending])
             else:
+                batch[0].spool.close()
                 batch[0].done.set_exception(error)
         else:
             for pending, outcome in zip(batch, outcomes, strict=True):
+                # Before the caller goes on: whoever is answered finds no left-overs.
+                pending.spool.close()
                 if isinstance(outcome, Outcome):
                     pending.done.set_result(outcome)
                 else:

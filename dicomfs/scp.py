@@ -13,15 +13,19 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Self
 
 from pynetdicom import AE
 
+from dicomfs.access import Access, Admission, PeerLimits, Refusal
 from dicomfs.association import Association, Limits, Receiver, Terms, plain
 from dicomfs.connection import Connection
 from dicomfs.errors import UsageError
-from dicomfs.handshake import Rejection, Request, set_up_library
+from dicomfs.handshake import Request, set_up_library
+from dicomfs.tls import Certificates, shake_hands
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 
@@ -37,6 +41,7 @@ _BREATH_S: Final = 0.1
 class _Guest:
     """One connected peer."""
 
+    address: str
     connection: Connection
     association: Association
     thread: threading.Thread = field(init=False)
@@ -48,14 +53,20 @@ class StorageSCP:
     """A running SCP; made by `start`, ended by `stop`. Thread-safe."""
 
     def __init__(
-        self, listener: socket.socket, ae_title: str, receiver: Receiver, limits: Limits, *, strict: bool
+        self,
+        listener: socket.socket,
+        access: Access,
+        receiver: Receiver,
+        limits: Limits,
+        certificates: Certificates | None,
     ) -> None:
         """Use `start`."""
         self._listener = listener
-        self._ae_title = ae_title
+        self._access = access
         self._receiver = receiver
         self._limits = limits
-        self._strict = strict
+        self._certificates = certificates
+        self._admission = Admission(PeerLimits(limits.associations, limits.of_one_address))
         self._guests: list[_Guest] = []
         self._changed = threading.Condition()
         self._draining = False
@@ -69,13 +80,15 @@ class StorageSCP:
         ae_title: str,
         receiver: Receiver,
         *,
-        require_called_ae: bool = False,
+        access: Access | None = None,
         limits: Limits | None = None,
+        certificates: Certificates | None = None,
     ) -> Self:
         """Listen on `host` (name or address, empty: all of IPv4) and `port` (0: a free one, see `port`).
 
-        Returns at once; associations run in threads of their own. `require_called_ae` rejects senders
-        that call us by another title. Raises UsageError when that title or address cannot be used.
+        Returns at once; associations run in threads of their own. `access`: who may send (None: everybody,
+        by whatever title they call us); `certificates`: TLS only. Raises UsageError when that title or
+        address cannot be used.
         """
         set_up_library()
         for name in ("pynetdicom", "pydicom"):
@@ -87,9 +100,11 @@ class StorageSCP:
                 f"AE title {plain(ae_title, 64)!r} is not valid: 1 to 16 ASCII characters, no backslash"
             ) from error
         listener = _listener(host, port)
-        scp = cls(listener, title, receiver, limits or Limits(), strict=require_called_ae)
+        access = access or Access(title, is_open=True, require_called_ae=False)
+        scp = cls(listener, access, receiver, limits or Limits(), certificates)
         scp._thread.start()
-        LOGGER.info("listening on %s port %d as %s", host or "all addresses", scp.port, title)
+        how = " with TLS" if certificates else ""
+        LOGGER.info("listening on %s port %d as %s%s", host or "all addresses", scp.port, title, how)
         return scp
 
     @property
@@ -168,13 +183,19 @@ class StorageSCP:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         limits = self._limits
+        greet: Callable[[], str] = str
+        if self._certificates is not None:
+            context = self._certificates.context()
+            proving = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
+            greet = partial(shake_hands, proving, limits.handshake_s)
+            connected = proving
         connection = Connection(connected, max_pdu=limits.pdu_bytes, stall_s=limits.stall_s)
 
-        def judge(request: Request) -> Rejection | None:
+        def judge(request: Request) -> Refusal | None:
             return self._judge(guest, request)
 
-        terms = Terms(self._ae_title, limits, self._receiver, judge)
-        guest = _Guest(connection, Association(connection, address, port, terms))
+        terms = Terms(self._access.ae_title, limits, self._receiver, judge, greet)
+        guest = _Guest(address, connection, Association(connection, address, port, terms))
         guest.thread = threading.Thread(
             target=self._entertain, args=(guest,), name=f"association {port}", daemon=True
         )
@@ -200,19 +221,21 @@ class StorageSCP:
     def _farewell(self, guest: _Guest) -> None:
         with self._changed:
             self._guests.remove(guest)
+            if guest.is_admitted:
+                self._admission.leave(guest.address)
             self._changed.notify_all()
 
-    def _judge(self, guest: _Guest, request: Request) -> Rejection | None:
+    def _judge(self, guest: _Guest, request: Request) -> Refusal | None:
         """Give the peer a place, or say why it gets none."""
-        if self._strict and request.called != self._ae_title:
-            return Rejection(1, 1, 7, "it calls us by another AE title")
+        refusal = self._access.refusal(request.calling, request.called, guest.address)
+        if refusal is not None:
+            return refusal
         with self._changed:
             if self._draining:
-                return Rejection(2, 3, 1, "shutting down", logging.INFO)
-            if sum(other.is_admitted for other in self._guests) >= self._limits.associations:
-                return Rejection(2, 3, 2, "too many at once")
-            guest.is_admitted = True
-        return None
+                return Refusal(2, 3, 1, "shutting down", logging.INFO)
+            refusal = self._admission.admit(guest.address)
+            guest.is_admitted = refusal is None
+        return refusal
 
 
 def _listener(host: str, port: int) -> socket.socket:

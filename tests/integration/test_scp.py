@@ -29,6 +29,7 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
+from dicomfs.access import Access
 from dicomfs.association import Limits, Receiver
 from dicomfs.errors import (
     BadInstance,
@@ -397,9 +398,11 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def scripted(receiver: Scripted, limits: Limits | None = None, **options: bool) -> Iterator[StorageSCP]:
+def scripted(
+    receiver: Scripted, limits: Limits | None = None, access: Access | None = None
+) -> Iterator[StorageSCP]:
     door: Receiver = receiver  # type: ignore[assignment]  # takes any sequence of parts
-    scp = StorageSCP.start("127.0.0.1", 0, "DICOMFS", door, limits=limits, **options)
+    scp = StorageSCP.start("127.0.0.1", 0, "DICOMFS", door, limits=limits, access=access)
     try:
         yield scp
     finally:
@@ -898,7 +901,9 @@ def test_broken_peer_leaves_nothing_behind(
 @pytest.mark.parametrize(
     "first_bytes", [b"", b"\x01", b"\x01\0\0\0\x10\0half", b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03"]
 )
-def test_half_open_connection_is_closed_in_time(first_bytes: bytes) -> None:
+def test_half_open_connection_is_closed_in_time(
+    expected_warnings: list[logging.LogRecord], first_bytes: bytes
+) -> None:
     limits = Limits(handshake_s=0.3, stall_s=0.3)
     with (
         scripted(Scripted(), limits) as scp,
@@ -953,7 +958,7 @@ def test_one_association_too_many_is_told_to_wait(expected_warnings: list[loggin
 
 
 def test_called_title_counts_only_when_asked_for(expected_warnings: list[logging.LogRecord]) -> None:
-    with scripted(Scripted(), require_called_ae=True) as scp:
+    with scripted(Scripted(), access=Access("DICOMFS", is_open=True)) as scp:
         with pytest.raises(RejectedError) as caught, Wire(scp.port, [(MR, [EXPLICIT])], called="OTHER"):
             pass
         assert caught.value.args == (1, 1, 7)
