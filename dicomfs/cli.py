@@ -265,7 +265,6 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
     who, certificates = access(chosen), _certificates(chosen)
-    _must_be_enforced(chosen)
     with (
         _stop_signals() as wait_for_stop,
         Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
@@ -302,13 +301,6 @@ def _certificates(chosen: ScpOptions) -> Certificates | None:
         return None
     client_ca = chosen.tls_ca if chosen.tls_client == "required" else None
     return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
-
-
-def _must_be_enforced(chosen: ScpOptions) -> None:
-    """Refuse what the receiver does not do yet."""
-    usual = ScpOptions()
-    if chosen.acceptors != usual.acceptors:
-        raise UsageError("acceptors: this receiver has one process only, so far")
 
 
 def _tell_who_may_send(chosen: ScpOptions) -> None:

@@ -174,9 +174,6 @@ class ScpOptions:
             _SHARE, _watermark, "refuse objects when less of the disk is free: bytes or percent (1G)"
         ),
     )
-    acceptors: int = field(
-        default=1, metadata=_meta(_NUMBER, whole(1, 64), "processes that receive on the one port (1)")
-    )
     duplicates: Duplicates = field(
         default=Duplicates.KEEP_FIRST,
         metadata=_meta(

@@ -929,6 +929,19 @@ def test_stalled_object_is_given_up(expected_warnings: list[logging.LogRecord]) 
     assert len(receiver.received) == 1
 
 
+def test_too_large_an_object_costs_itself_only(
+    expected_warnings: list[logging.LogRecord], tmp_path: Path
+) -> None:
+    good = synthetic("1.2.826.0.1.3680043.8.498.40")
+    large = synthetic("1.2.826.0.1.3680043.8.498.41", ImageComments="x" * 9000)
+    limits = Limits(object_bytes=len(good.data_set))
+    with opened(tmp_path / "store", limits=limits) as door, Wire(door.port, [(MR, [EXPLICIT])]) as wire:
+        assert wire.store(large.data_set, MR, large.sop_uid)[0] == 0xC002
+        assert wire.store(good.data_set, MR, good.sop_uid) == (0, "")
+        assert [kept.data_set for kept in door.originals()] == [good.data_set]
+        assert not door.incoming()
+
+
 def test_idle_association_is_aborted(expected_warnings: list[logging.LogRecord]) -> None:
     limits = Limits(idle_s=0.3)
     with scripted(Scripted(), limits) as scp, Wire(scp.port, [(MR, [EXPLICIT])]) as wire:

@@ -40,7 +40,6 @@ idle_seconds = 600
 dimse_seconds = 20
 acse_seconds = 10
 min_free = "5%"
-acceptors = 4
 duplicates = "newest"
 drain_seconds = 0
 """
@@ -72,7 +71,7 @@ def test_a_file_sets_everything() -> None:
     assert (options.max_pdu, options.max_object) == (65_536, 4 * 1024**3)
     assert (options.idle_seconds, options.dimse_seconds, options.acse_seconds) == (600, 20, 10)
     assert options.min_free == Watermark(percent=5)
-    assert (options.acceptors, options.duplicates, options.drain_seconds) == (4, Duplicates.NEWEST, 0)
+    assert (options.duplicates, options.drain_seconds) == (Duplicates.NEWEST, 0)
 
 
 def test_every_option_can_be_changed_from_its_default() -> None:
@@ -146,8 +145,6 @@ def test_flags_can_be_written_back(options: ScpOptions) -> None:
         ("min_free", "91%", "0% to 90%"),
         ("min_free", "some", "such as 10G"),
         ("min_free", "-1%", "0% to 90%"),
-        ("acceptors", "0", "from 1 to 64"),
-        ("acceptors", "65", "from 1 to 64"),
         ("duplicates", "first", "keep-first, newest, both, reject"),
         ("drain_seconds", "86401", "from 0 to 86400"),
     ],
