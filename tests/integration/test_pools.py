@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,19 +20,21 @@ import pytest
 import trio
 import trio.testing
 from PIL import Image
+from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
 from dicomfs.cache import Cache
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.fuse import Door
 from dicomfs.index import Index
-from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.ingest import Ingest
+from dicomfs.model import Duplicates, PoolWindow, Receipt, Recipe, Source, Stored
 from dicomfs.present import Presenter
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
 from dicomfs.tree import Entry, Inode, Kind
 from dicomfs.workers import Rendered, Workers
-from tests.made import add, data_set, header, listed, save, tree
+from tests.made import add, data_set, encoded, header, listed, save, tree
 from tests.smb import client
 from tests.support import (
     ROOT,
@@ -593,3 +596,29 @@ def test_pool_grows_under_a_client_of_smb(tmp_path: Path) -> None:
                 with smb.open(str(path.relative_to(point))) as file:
                     assert file.read(0, file.size) == path.read_bytes()
                     assert file.size == path.stat().st_size
+
+
+def test_newest_version_takes_the_place_of_what_a_mount_shows(tmp_path: Path) -> None:
+    """Under `duplicates=newest`: same name, another inode, a later time; who has it open keeps the former."""
+    require_fuse()
+    store, point = tmp_path / "store", tmp_path / "mnt"
+    (tmp_path / "again").mkdir()
+    bring_in(store, slice_of_cine(tmp_path, 1, 500), slice_of_cine(tmp_path, 2, 500))
+    with mount(store, point):
+        name = point / "Doe Jane" / "2024-01-31" / "cine_5_1.jpg"
+        old, before = name.read_bytes(), name.stat()
+        with name.open("rb") as held, Ingest.open(store, Duplicates.NEWEST) as ingest:
+            ds = data_set(
+                SOPInstanceUID="2.25.51", InstanceNumber=1, pixels=np.eye(64, dtype=np.uint16) * 900
+            )
+            outcome = ingest.receive([encoded(ds)], Receipt(ExplicitVRLittleEndian, time.time()))
+            assert outcome.stored is Stored.OTHER_VERSION
+            wait_until(lambda: name.stat().st_ino != before.st_ino, "a new inode")
+            assert held.read() == old
+        after = name.stat()
+        assert after.st_mtime > before.st_mtime
+        new = name.read_bytes()
+        assert len(new) == after.st_size
+        with Image.open(name) as picture:
+            assert picture.size == (64, 64)
+        assert sorted(path.name for path in name.parent.iterdir()) == ["cine_5_1.jpg", "cine_5_2.jpg"]
