@@ -178,11 +178,12 @@ class Spool:
         return file
 
     def close(self) -> None:
-        """Remove the spool file if it is still there."""
+        """Remove the spool file if it is still there. Never raises: what cannot be removed now is later."""
         if self.fd >= 0:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 self.path.unlink()
-            os.close(self.fd)
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
             self.fd = -1
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ Pure: bytes in, bytes out. What is accepted is decided by `negotiation.py` and b
 `association.py`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -77,6 +77,7 @@ def decode(body: bytes) -> Request:
         request.decode(pdu(ASSOCIATE_RQ, body))
         information = request.user_information
         contexts = tuple(_proposed(item) for item in request.presentation_context)
+        _check_ids([proposed.context for proposed in contexts])
         return Request(
             calling=request.calling_ae_title.strip(),
             called=request.called_ae_title.strip(),
@@ -90,6 +91,12 @@ def decode(body: bytes) -> Request:
         raise AssociationEnded(
             f"its association request cannot be read ({type(error).__qualname__})", INVALID_PARAMETER
         ) from None
+
+
+def _check_ids(contexts: Sequence[int]) -> None:
+    """Odd numbers, each once (PS3.8 9.3.2.2). Raises ValueError."""
+    if len(set(contexts)) < len(contexts) or any(number % 2 == 0 for number in contexts):
+        raise ValueError("presentation context ids have to be odd, and different")
 
 
 def _proposed(item: Any) -> Proposed:

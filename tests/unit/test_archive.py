@@ -139,6 +139,20 @@ def test_withdraw_undoes_publish(tmp_path: Path) -> None:
     assert not list(archive.incoming.iterdir())
 
 
+def test_a_spool_that_cannot_be_removed_does_not_stop_the_committer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path, *, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", fail)
+            assert take(ingest, image(1)).stored is Stored.ALREADY_THERE
+        assert take(ingest, image(2)).stored is Stored.NEW
+
+
 def test_quarantine_is_bounded(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     archive.create()
