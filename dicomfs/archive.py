@@ -232,9 +232,9 @@ class Archive:
         """Move a sealed spool file to its place, replacing a file of the same content.
 
         Durable when `spool.sync` and then, for each folder that is returned, `sync_directory` have been
-        called; `note_durable` saves the next one the work. (One flush of the journal then makes content,
-        number, name and new folders durable together. A file that was synced before it is published is
-        whole at any moment; only its number may be missing after a power loss, and then it has no row.)
+        called; `note_durable` saves the next one the work. (A file that was synced before it is published
+        is whole at any moment; only a number that was written since may be missing after a power loss, and
+        then it has no row.)
         Raises OSError.
         """
         target = self.path(spool.digest)

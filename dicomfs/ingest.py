@@ -1,9 +1,9 @@
 """The one way in: spool -> header -> names -> archive -> index, the same for SCP and import.
 
-`Ingest.receive` may be called from any number of threads. Each caller writes its own spool file and
-reads its own header; then one committer thread takes all that are waiting, gives them their receipt
-sequence numbers inside one index transaction, makes files and directory entries durable, commits, and
-only then lets the callers go on. So the order of sequence numbers is the order of commits, whatever the
+`Ingest.receive` may be called from any number of threads. Each caller writes its own spool file, reads
+its own header and makes the file durable; then one committer thread takes all that are waiting, gives them
+their receipt sequence numbers inside one index transaction, makes the directory entries durable, commits,
+and only then lets the callers go on. So the order of sequence numbers is the order of commits, whatever the
 number of senders and processes. Never decodes pixels, never changes a byte of a data set.
 """
 
@@ -38,6 +38,8 @@ from dicomfs.writer import Writer
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
+_LONG: Final = 8_000_000
+"""Bytes of a data set that is flushed by itself before a number is foreseen for it."""
 _SYNCERS: Final = 8
 """Files that are flushed to the disk at once: one journal commit then serves several."""
 
@@ -57,7 +59,34 @@ class Prepared:
     receipt: Receipt
     meta: bytes
     """File meta information that lacks only the sequence number."""
+    foreseen: int
+    """The sequence number that is in the file already, durably, in case it can be had; 0: none."""
     done: "Future[Outcome]" = field(default_factory=Future)
+
+
+class Foresight:
+    """Guesses the sequence number that an object will get, so that it can be in the file at its first sync.
+
+    The number is given inside the transaction, where it cannot be wrong: order of numbers is order of
+    commits. But only another process, or a sender that is overtaken between its sync and its turn, makes
+    a guess fail; the file is then numbered and synced once more. A guess is never made twice, so numbers
+    may be left out. Thread-safe.
+    """
+
+    def __init__(self, last: int) -> None:
+        self._last = last
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        """The next guess."""
+        with self._lock:
+            self._last += 1
+            return self._last
+
+    def correct(self, given: int) -> None:
+        """This number was given, foreseen or not."""
+        with self._lock:
+            self._last = max(self._last, given)
 
 
 class Ingest:
@@ -78,6 +107,7 @@ class Ingest:
         self._is_short = False
         self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync")
         self._index = index
+        self._foresight = Foresight(index.last_sequence())
         self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
@@ -125,14 +155,20 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        return self.commit(self.prepare(parts, receipt, keep_refused=keep_refused)).result()
+        return self.commit(self.prepare(parts, receipt, keep_refused=keep_refused, is_next=True)).result()
 
     def prepare(
-        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
+        self,
+        parts: Iterable[bytes | memoryview],
+        receipt: Receipt,
+        *,
+        keep_refused: bool = True,
+        is_next: bool = False,
     ) -> Prepared:
         """The first half of `receive`: spool and judge one data set, which nobody sees yet.
 
-        Hand the result to `commit`, or close its spool. Raises as `receive`.
+        Hand the result to `commit`, or close its spool. `is_next`: that will be as soon as this returns.
+        Raises as `receive`.
         """
         receipt = replace(receipt, duplicates=self._duplicates)
         with _storage_errors("the archive"), ExitStack() as undo:
@@ -154,13 +190,16 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
-            # Whole and durable, but for its number, before it can be seen under its name in the archive;
-            # and here, where the senders wait side by side, and not in the committer's turn.
-            self.archive.seal(spool, meta)
+            # Whole and durable before it can be seen under its name in the archive; and here, where the
+            # senders wait side by side, and not in the committer's turn.
+            if is_next and spool.size > _LONG:
+                spool.sync()  # the number is chosen when little is left to do, or others overtake it
+            foreseen = self._foresight.next() if is_next else 0
+            self.archive.seal(spool, numbered(meta, foreseen))
             spool.sync()
             self.archive.prepare(spool)
             undo.pop_all()
-        return Prepared(spool, header, receipt, meta)
+        return Prepared(spool, header, receipt, meta, foreseen)
 
     def _check_space(self) -> None:
         """Raises StoreFull below the watermark; asked again each time, so it recovers by itself."""
@@ -271,12 +310,16 @@ class Ingest:
                 for pending in batch:
                     spool, outcome = pending.spool, self._known(writer, pending, folders)
                     if outcome is None:
-                        sequence = writer.next_sequence()
-                        self.archive.seal(spool, numbered(pending.meta, sequence))
+                        sequence = writer.next_sequence(pending.foreseen)
+                        if sequence != pending.foreseen:
+                            self.archive.seal(spool, numbered(pending.meta, sequence))
+                            pending.foreseen = 0  # should this be tried again: it is no longer there
+                            self._foresight.correct(sequence)
                         published.append(spool)
                         folders += self.archive.publish(spool)
-                        # While the disk works, the rows are made.
-                        syncs.append(self._syncers.submit(spool.sync))
+                        if not pending.foreseen:
+                            # While the disk works, the rows are made.
+                            syncs.append(self._syncers.submit(spool.sync))
                         outcome = self._add(writer, pending, sequence)
                     outcomes.append(outcome)
                 _all_done(syncs)

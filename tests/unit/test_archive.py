@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, file_meta, numbered, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta, numbered, read_archived_meta
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
@@ -46,6 +46,14 @@ def originals(store: Path) -> dict[int, Path]:
         assert sequence not in found
         found[sequence] = path
     return dict(sorted(found.items()))
+
+
+def numbers(store: Path) -> list[int]:
+    """The sequence numbers, sure to be the same in the files as in the rows."""
+    files = originals(store)
+    found = rows(store, "SELECT id, lower(hex(hash)) FROM originals ORDER BY id")
+    assert [(number, path.stem) for number, path in files.items()] == found
+    return list(files)
 
 
 def rows(store: Path, query: str) -> list[tuple[object, ...]]:
@@ -184,7 +192,7 @@ def test_equal_resend_changes_nothing(tmp_path: Path) -> None:
         after = path.stat()
         assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
         assert take(ingest, image(2)).stored is Stored.NEW
-    assert list(originals(tmp_path)) == [1, 2]
+    assert len(numbers(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
@@ -245,8 +253,61 @@ def test_rollback_leaves_no_file_and_gives_the_number_again(
         monkeypatch.setattr(Writer, "add", whole)
         take(ingest, image(3))
         take(ingest, image(2))
-    assert list(originals(tmp_path)) == [1, 2, 3]
-    assert rows(tmp_path, "SELECT last_sequence FROM counter") == [(3,)]
+    assert numbers(tmp_path) == [1, 3, 4]
+    assert rows(tmp_path, "SELECT last_sequence FROM counter") == [(4,)]
+
+
+def test_a_number_that_was_foreseen_costs_one_sync_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    whole = Spool.sync
+
+    def count(spool: Spool) -> None:
+        synced.append(spool.fd)
+        whole(spool)
+
+    monkeypatch.setattr(Spool, "sync", count)
+    with Ingest.open(tmp_path) as ingest:
+        for number in range(3):
+            take(ingest, image(number))
+    assert len(synced) == 3
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+def test_a_number_that_somebody_else_was_given_is_not_foreseen_twice(tmp_path: Path) -> None:
+    with Ingest.open(tmp_path) as first, Ingest.open(tmp_path) as second:
+        for number in range(0, 6, 2):
+            take(first, image(number))
+            take(second, image(number + 1))
+    assert numbers(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_tried_again_it_bears_the_number_of_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch gives a file another number than the foreseen one, and fails; alone, that could be had."""
+    with Ingest.open(tmp_path) as ingest:
+        prepared = [ingest.prepare([image(number)], receipt(), is_next=True) for number in range(3)]
+        whole = Writer.add
+        calls = []
+
+        def picky(self: Writer, header: Header, *rest: object) -> Added:
+            calls.append(header.instance_number)
+            if header.instance_number == 2:
+                raise StoreUnavailable("on purpose")
+            return whole(self, header, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Writer, "add", picky)
+        blocker = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        first = ingest.commit(ingest.prepare([image(3)], receipt()))
+        # In this order: the foreseen numbers are 3, 1 and 2.
+        futures = [ingest.commit(prepared[at]) for at in (2, 0, 1)]
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert isinstance(futures[0].exception(), StoreUnavailable)
+        assert [future.result().stored for future in (first, *futures[1:])] == [Stored.NEW] * 3
+    assert calls.count(2) == 2  # in the batch, and alone
+    assert len(numbers(tmp_path)) == 3
 
 
 def test_one_that_fails_does_not_fail_those_committed_with_it(
@@ -271,7 +332,7 @@ def test_one_that_fails_does_not_fail_those_committed_with_it(
         outcomes = [future.exception() or future.result().stored for future in futures]
     assert [o for o in outcomes if o is not Stored.NEW] == [outcomes[5]]
     assert isinstance(outcomes[5], StoreUnavailable)
-    assert list(originals(tmp_path)) == list(range(1, 10))
+    assert len(numbers(tmp_path)) == 9
     assert not list((tmp_path / "incoming").iterdir())
 
 
@@ -293,11 +354,8 @@ def test_folder_made_by_somebody_who_was_killed_is_made_durable(
 
 
 def check_order(store: Path, expected: int) -> None:
-    """Numbers are 1 to n, each on one file, and rise with the order of commits, which is that of row ids."""
-    files = originals(store)
-    assert sorted(files) == list(range(1, expected + 1))
-    found = rows(store, "SELECT id, hex(hash) FROM originals ORDER BY rowid")
-    assert [(number, files[number].stem.upper()) for number in sorted(files)] == found
+    """Numbers are given once, each to one file and its row; nothing is left over."""
+    assert len(numbers(store)) == expected
     assert not list((store / "incoming").iterdir())
 
 
@@ -347,11 +405,11 @@ def test_two_processes_at_once_on_a_new_store(tmp_path: Path) -> None:
             assert sender.stdin is not None
             sender.stdin.write("\n")
             sender.stdin.flush()
-        # Somebody who reads meanwhile sees numbers appear in order only, without a gap that is filled later.
+        # Somebody who reads meanwhile sees numbers appear in order only: no gap is filled later.
         while any(sender.poll() is None for sender in senders):
-            new = [arrival.sequence for arrival in with_order.arrivals(seen[-1] if seen else 0, 1000)]
-            seen += new
-            assert seen == list(range(1, len(seen) + 1))
+            now = [arrival.sequence for arrival in with_order.arrivals(0, 1000)]
+            assert now[: len(seen)] == seen
+            seen = now
         with_order.close()
         said = [sender.communicate(timeout=60)[0].split() for sender in senders]
     finally:
