@@ -1,6 +1,6 @@
 """The flat archive: original SOP instances as files, immutable, named by their content.
 
-    STORE/archive/ab/cd/<sha256>.dcm    originals
+    STORE/archive/ab/<sha256>.dcm       originals
     STORE/incoming/                     spool of what is being received, same file system
     STORE/quarantine/                   refused data sets, bounded
 
@@ -202,19 +202,26 @@ class Archive:
         self.root = store / "archive"
         self.incoming = store / "incoming"
         self.quarantine = store / "quarantine"
-        self._durable: set[Path] = set()
-        """Folders whose own directory entry this process knows to be on disk."""
 
     def create(self) -> None:
         """Make the folders that are missing, durably. Raises OSError."""
         for folder in (self.root, self.incoming, self.quarantine):
             folder.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        # All of them now: an object that made its own would cost two syncs more.
+        for byte in range(256):
+            (self.root / f"{byte:02x}").mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        # Also when they exist: whoever made them may have been killed before they were durable.
+        sync_directory(self.root)
         sync_directory(self.root.parent)
+
+    def is_empty(self) -> bool:
+        """True when there is no original. Raises OSError."""
+        return next(self.root.rglob("*.dcm"), None) is None
 
     def path(self, digest: bytes) -> Path:
         """Where the original with this content hash lies, or would lie."""
         name = digest.hex()
-        return self.root / name[:2] / name[2:4] / f"{name}.dcm"
+        return self.root / name[:2] / f"{name}.dcm"
 
     def spool(self, transfer_syntax: str) -> Spool:
         """Open a new spool file. Raises OSError."""
@@ -228,37 +235,16 @@ class Archive:
         """Write the file meta in front of the data set. Raises OSError."""
         os.pwrite(spool.fd, meta, 0)
 
-    def publish(self, spool: Spool) -> list[Path]:
-        """Move a sealed spool file to its place, replacing a file of the same content.
+    def publish(self, spool: Spool) -> Path:
+        """Move a sealed spool file to its place, replacing a file of the same content; the folder it is in.
 
-        Durable when `spool.sync` and then, for each folder that is returned, `sync_directory` have been
-        called; `note_durable` saves the next one the work. (A file that was synced before it is published
-        is whole at any moment; only a number that was written since may be missing after a power loss, and
-        then it has no row.)
-        Raises OSError.
+        Durable when `spool.sync` and then, for that folder, `sync_directory` have been called. (A file that
+        was synced before it is published is whole at any moment; only a number that was written since may
+        be missing after a power loss, and then it has no row.) Raises OSError.
         """
         target = self.path(spool.digest)
         spool.path.rename(target)
-        return [target.parent, *self._new_folders(target)]
-
-    def prepare(self, spool: Spool) -> None:
-        """Make the folders that a spool file, complete now, will be published to. Raises OSError."""
-        for parent in self._new_folders(self.path(spool.digest)):
-            parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-        self.path(spool.digest).parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-
-    def _new_folders(self, target: Path) -> list[Path]:
-        """Folders that have to be synced because they hold one that is not known to be durable.
-
-        Also when it exists: whoever made it may have been killed before it was durable.
-        """
-        folders = (target.parent.parent, target.parent)
-        return [folder.parent for folder in folders if folder not in self._durable]
-
-    def note_durable(self, folders: Iterable[Path]) -> None:
-        """All of these have been synced since their last change: new ones need that no more."""
-        synced = set(folders)
-        self._durable.update(folder for folder in synced if folder.parent in synced and folder != self.root)
+        return target.parent
 
     def withdraw(self, spool: Spool) -> None:
         """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""

@@ -8,6 +8,7 @@ nothing for long. Knows no DIMSE. Used by `association.py`.
 
 import contextlib
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ NOT_SPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU = 0, 1, 2
 INVALID_PARAMETER: Final = 6
 
 _HEAD: Final = struct.Struct(">BxL")
+_TIME: Final = struct.Struct("ll")
+"""A timeval (socket(7), SO_RCVTIMEO); all zero would mean for ever."""
 _PDV: Final = struct.Struct(">LBB")
 _PDV_FIELDS: Final = 2
 """Context id and control header: counted in a PDV's length."""
@@ -67,7 +70,12 @@ class Connection:
         self._max_pdu = max_pdu
         self._stall_s = stall_s
         self._timeout = -1.0
-        self._small = memoryview(bytearray(_HEAD.size))
+        # The kernel fills a buffer and keeps the time: one call for what would otherwise be many, and each
+        # of them a hand-over between the threads of a busy receiver.
+        self._is_plain = not isinstance(connected, ssl.SSLSocket)
+        if self._is_plain:
+            connected.settimeout(None)
+        self._heads = memoryview(bytearray(_HEAD.size + _PDV.size))
         self._buffer = memoryview(b"")
         self._interrupted = False
         self._left = 0
@@ -80,20 +88,24 @@ class Connection:
 
         Waits `patience_s` for its first byte.
         """
+        head = self._heads[_HEAD.size :]
         if not self._left:
-            self._fill(self._small, patience_s)
-            kind, length = _HEAD.unpack(self._small)
+            # Both heads at once, since nearly always that is what comes. If not, it is still the beginning
+            # of one PDU, because nobody may say more before an answer.
+            found = self._fill(self._heads, patience_s, at_least=_HEAD.size)
+            kind, length = _HEAD.unpack_from(self._heads)
             if kind != P_DATA_TF:
-                return Pdu(kind, self._body(kind, length))
+                return Pdu(kind, self._body(kind, length, bytes(self._heads[_HEAD.size : found])))
             if self._max_pdu and length > self._max_pdu:
                 raise AssociationEnded(
                     f"a PDU of {length} bytes came, {self._max_pdu} is the most", INVALID_PARAMETER
                 )
             self._left = length
+            head = self._heads[found:]
         if self._left < _PDV.size:
             raise AssociationEnded("a P-DATA-TF PDU has no room for its data", INVALID_PARAMETER)
-        self._fill(self._small, self._stall_s)
-        length, context, control = _PDV.unpack(self._small)
+        self._fill(head, self._stall_s)
+        length, context, control = _PDV.unpack_from(self._heads, _HEAD.size)
         self._left -= _PDV.size
         if not _PDV_FIELDS <= length <= self._left + _PDV_FIELDS:
             raise AssociationEnded("a fragment is longer than its PDU", INVALID_PARAMETER)
@@ -111,23 +123,30 @@ class Connection:
             self._left -= len(piece)
             yield piece
 
-    def _body(self, kind: int, length: int) -> bytes:
+    def _body(self, kind: int, length: int, begun: bytes) -> bytes:
         if not ASSOCIATE_RQ <= kind <= ABORT:
             raise AssociationEnded(f"what came is no PDU (type {kind:02X})", UNRECOGNISED_PDU)
         if length > (_LONGEST_REQUEST if kind == ASSOCIATE_RQ else _LONGEST_OTHER):
             raise AssociationEnded(f"a PDU of type {kind} has {length} bytes", INVALID_PARAMETER)
-        body = bytearray(length)
-        self._fill(memoryview(body), self._stall_s)
+        if length < len(begun):
+            raise AssociationEnded(f"a PDU of type {kind} is followed by something", UNEXPECTED_PDU)
+        body = bytearray(begun.ljust(length))
+        self._fill(memoryview(body)[len(begun) :], self._stall_s)
         return bytes(body)
 
-    def _fill(self, view: memoryview, seconds: float) -> None:
-        """Receive until `view` is full; `seconds` for the first byte, then `stall_s` for all of them."""
-        deadline = 0.0
-        while view:
+    def _fill(self, view: memoryview, seconds: float, at_least: int = 0) -> int:
+        """Receive until `view` is full, or has `at_least` so many bytes; how many it has.
+
+        Waits `seconds` for the first byte, then `stall_s` for all of them.
+        """
+        deadline, found = 0.0, 0
+        while found < (at_least or len(view)):
             try:
                 self._wait_at_most(seconds)
-                count = self._socket.recv_into(view)
-            except TimeoutError:
+                # All of it, unless this is the wait for something to begin, of which every byte counts.
+                whole = socket.MSG_WAITALL if self._is_plain and seconds == self._stall_s else 0
+                count = self._socket.recv_into(view[found:], 0, 0 if at_least else whole)
+            except (TimeoutError, BlockingIOError):
                 raise AssociationEnded("the peer sent nothing more, and was given up") from None
             except OSError as error:
                 raise AssociationEnded(f"the connection broke: {error.strerror or error}") from None
@@ -135,18 +154,24 @@ class Connection:
                 if self._interrupted:
                     raise AssociationEnded("it did not end in time", NOT_SPECIFIED)
                 raise AssociationEnded(HUNG_UP)
-            view = view[count:]
-            if view:
-                now = time.monotonic()
-                deadline = deadline or now + self._stall_s
-                if now > deadline:
-                    raise AssociationEnded("the peer sends too slowly, and was given up")
-                seconds = self._stall_s
+            found += count
+            now = time.monotonic()
+            deadline = deadline or now + self._stall_s
+            if now > deadline:
+                raise AssociationEnded("the peer sends too slowly, and was given up")
+            seconds = self._stall_s
+        return found
 
     def _wait_at_most(self, seconds: float) -> None:
-        if seconds != self._timeout:
+        if seconds == self._timeout:
+            return
+        self._timeout = seconds
+        if self._is_plain:
+            limit = _TIME.pack(int(seconds), int(seconds % 1 * 1e6) or int(seconds < 1))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+        else:
             self._socket.settimeout(seconds)
-            self._timeout = seconds
 
     # Writing, and the end
 
@@ -155,7 +180,7 @@ class Connection:
         try:
             self._wait_at_most(self._stall_s)
             self._socket.sendall(b"".join(pdus))
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             raise AssociationEnded("the peer takes no answer, and was given up") from None
         except OSError as error:
             raise AssociationEnded(f"the connection broke: {error.strerror or error}") from None

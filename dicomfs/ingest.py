@@ -135,7 +135,7 @@ class Ingest:
                 raise StoreMismatch(f"{store} is neither empty nor a dicomfs store: choose another folder")
             archive = Archive(store)
             archive.create()
-            if not index_path.exists() and any(archive.root.iterdir()):
+            if not index_path.exists() and not archive.is_empty():
                 # An empty index would give the numbers of these originals to others.
                 raise StoreMismatch(
                     f"the archive of {store} holds originals, but {INDEX_NAME} is missing: "
@@ -197,7 +197,6 @@ class Ingest:
             foreseen = self._foresight.next() if is_next else 0
             self.archive.seal(spool, numbered(meta, foreseen))
             spool.sync()
-            self.archive.prepare(spool)
             undo.pop_all()
         return Prepared(spool, header, receipt, meta, foreseen)
 
@@ -303,7 +302,7 @@ class Ingest:
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
         published: list[Spool] = []
         syncs: list[Future[None]] = []
-        folders: list[Path] = []
+        folders: set[Path] = set()
         try:
             with _storage_errors("the archive"), self._index.write() as writer:
                 outcomes = []
@@ -316,7 +315,7 @@ class Ingest:
                             pending.foreseen = 0  # should this be tried again: it is no longer there
                             self._foresight.correct(sequence)
                         published.append(spool)
-                        folders += self.archive.publish(spool)
+                        folders.add(self.archive.publish(spool))
                         if not pending.foreseen:
                             # While the disk works, the rows are made.
                             syncs.append(self._syncers.submit(spool.sync))
@@ -324,9 +323,8 @@ class Ingest:
                     outcomes.append(outcome)
                 _all_done(syncs)
                 # The journal has them by now: what is left is one question to the disk each.
-                syncs += [self._syncers.submit(sync_directory, folder) for folder in set(folders)]
-                _all_done(syncs)
-                self.archive.note_durable(folders)
+                for folder in folders:
+                    sync_directory(folder)
         except BaseException:
             wait(syncs)
             # The numbers of this transaction will be given again: no file may go on bearing them.
@@ -336,7 +334,7 @@ class Ingest:
             raise
         return outcomes
 
-    def _known(self, writer: Writer, pending: Prepared, folders: list[Path]) -> Outcome | BadInstance | None:
+    def _known(self, writer: Writer, pending: Prepared, folders: set[Path]) -> Outcome | BadInstance | None:
         """The outcome of what is there already, or is not to be taken; None for what is new."""
         spool, header, receipt = pending.spool, pending.header, pending.receipt
         uid = header.sop_instance_uid
@@ -354,7 +352,7 @@ class Ingest:
             self.archive.seal(spool, numbered(meta, known.sequence))
             # Before it takes the place of what is left of the original: that may be all there is.
             spool.sync()
-            folders += self.archive.publish(spool)
+            folders.add(self.archive.publish(spool))
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
         if receipt.duplicates is Duplicates.REJECT and (earlier := writer.earlier(header)) is not None:
             stranger = "" if earlier.is_same_patient else ", and it bears another patient's identity"

@@ -2,13 +2,16 @@
 
 A process that is killed leaves its writes in the kernel's cache, so killing one proves nothing about fsync.
 Here the file system itself is shut down at once, without writing its journal (EXT4_IOC_SHUTDOWN), and what
-a machine would find after its restart is what the next mount finds.
+a machine would find after its restart is what the next mount finds. The receiver is stopped before that, as
+a loss of power would: the kernel may tell a process that goes on that its data is safe when it is not, if
+the shutdown comes in the middle of an fsync (the transaction is then neither running nor being committed).
 """
 
 import contextlib
 import fcntl
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -82,9 +85,31 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
             made.unmount()
 
 
+@dataclass(frozen=True)
+class Receiver:
+    """An SCP in a process of its own."""
+
+    port: int
+    pid: int
+
+    def freeze(self) -> None:
+        """Nothing of it goes on in user space: what it is doing in the kernel at most comes to its end."""
+        os.kill(self.pid, signal.SIGSTOP)
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._states() <= {"T", "D"}:
+            assert time.monotonic() < deadline
+
+    def _states(self) -> set[str]:
+        found = set()
+        for thread in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):  # it has just ended
+                found.add((thread / "stat").read_text().rpartition(")")[2].split()[0])
+        return found
+
+
 @contextlib.contextmanager
-def service(store: Path) -> Iterator[int]:
-    """An SCP in a process of its own, killed at the end; gives its port."""
+def service(store: Path) -> Iterator[Receiver]:
+    """Killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVICE, str(store)],
         stdin=subprocess.PIPE,
@@ -94,7 +119,7 @@ def service(store: Path) -> Iterator[int]:
     with process:
         try:
             assert process.stdout is not None
-            yield int(process.stdout.readline().split()[1])
+            yield Receiver(int(process.stdout.readline().split()[1]), process.pid)
         finally:
             process.kill()
 
@@ -117,7 +142,7 @@ def objects(folder: Path) -> dict[str, str]:
 def found(store: Path) -> dict[str, str]:
     """The same of a store's archive, as far as its files can be read; each named by its true content."""
     made: dict[str, str] = {}
-    for path in store.glob("archive/*/*/*.dcm"):
+    for path in store.glob("archive/*/*.dcm"):
         ds = pydicom.dcmread(path)
         raw = path.read_bytes()
         data_set = raw[144 + int.from_bytes(raw[140:144], "little") :]
@@ -143,9 +168,9 @@ def test_every_acknowledged_object_survives_a_power_loss(disk: Disk, tmp_path: P
     folder.mkdir()
     sent = objects(folder)
     store = disk.mountpoint / "store"
-    with service(store) as port:
+    with service(store) as receiver:
         done = subprocess.run(
-            ["storescu", "-v", "-aec", "DICOMFS", "+sd", "127.0.0.1", str(port), folder],
+            ["storescu", "-v", "-aec", "DICOMFS", "+sd", "127.0.0.1", str(receiver.port), folder],
             capture_output=True,
             text=True,
             check=True,
@@ -177,10 +202,10 @@ def test_power_loss_in_the_middle_keeps_what_was_acknowledged(disk: Disk, tmp_pa
     for number, path in enumerate(sorted(folders[0].iterdir())):
         path.rename(folders[number % 4] / path.name)
     store = disk.mountpoint / "store"
-    with service(store) as port:
+    with service(store) as receiver:
         senders = [
             subprocess.Popen(
-                ["storescu", "-v", "-aec", "DICOMFS", "+sd", "127.0.0.1", str(port), folder],
+                ["storescu", "-v", "-aec", "DICOMFS", "+sd", "127.0.0.1", str(receiver.port), folder],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -189,10 +214,12 @@ def test_power_loss_in_the_middle_keeps_what_was_acknowledged(disk: Disk, tmp_pa
             for folder in folders
         ]
         deadline = time.monotonic() + PATIENCE_S
-        while len(list(store.glob("archive/*/*/*.dcm"))) < OBJECTS // 4:
+        while len(list(store.glob("archive/*/*.dcm"))) < OBJECTS // 4:
             assert time.monotonic() < deadline
             time.sleep(0.002)
+        receiver.freeze()
         disk.lose_power()
+        os.kill(receiver.pid, signal.SIGKILL)
         logs = []
         for sender in senders:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -347,7 +347,7 @@ class Door:
         return self.scp.port
 
     def originals(self) -> list[Part10]:
-        return [take_apart(path) for path in sorted(self.store.glob("archive/*/*/*.dcm"))]
+        return [take_apart(path) for path in sorted(self.store.glob("archive/*/*.dcm"))]
 
     def incoming(self) -> list[Path]:
         return list((self.store / "incoming").iterdir())
@@ -1142,7 +1142,7 @@ def test_sigterm_drains_and_ends_well(service: Service, tmp_path: Path) -> None:
         wire.send_pdv(0, DATA | LAST, sent.data_set[300:])
         assert wire.read_response()[0x0900] == b"\0\0"
     assert service.program.process.wait(PATIENCE_S) == 0
-    (kept,) = [take_apart(path) for path in tmp_path.glob("store/archive/*/*/*.dcm")]
+    (kept,) = [take_apart(path) for path in tmp_path.glob("store/archive/*/*.dcm")]
     assert kept.data_set == sent.data_set
     assert "Quixotl" not in service.program.output()
     assert sent.sop_uid in service.program.output()

@@ -38,7 +38,7 @@ class Receiver:
         return "" if done.returncode == 0 else done.stdout + done.stderr
 
     def originals(self) -> int:
-        return len(list(self.store.glob("archive/*/*/*.dcm")))
+        return len(list(self.store.glob("archive/*/*.dcm")))
 
 
 @contextlib.contextmanager

@@ -63,7 +63,7 @@ def in_store(store: Path) -> dict[str, Original]:
         assert index.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
     found = {}
     for uid, digest in rows:
-        found[uid] = original(store / "archive" / digest[:2] / digest[2:4] / f"{digest}.dcm")
+        found[uid] = original(store / "archive" / digest[:2] / f"{digest}.dcm")
         assert (found[uid].sop_uid, found[uid].digest) == (uid, digest)
     assert len(found) == len(rows)
     return found

@@ -34,7 +34,7 @@ from dicomfs.protocol import (
 )
 
 RECIPE = Recipe("jpg", quality=85)
-SOURCE = Source(Path("/archive/ab/cd/abcd.dcm"), 3)
+SOURCE = Source(Path("/archive/ab/abcd.dcm"), 3)
 NOT_UTF8 = Source(Path(os.fsdecode(b"/archive/\xff\xe4.dcm")))
 REQUESTS: list[Request] = [
     RenderRequest(SOURCE, RECIPE, None),
