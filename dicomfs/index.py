@@ -229,6 +229,9 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
+_HAS_ORIGINAL = select(originals.c.id).where(
+    originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
+)
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
@@ -529,6 +532,10 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
+
+    def has_original(self, digest: bytes, sequence: int) -> bool:
+        """Whether an original of this content hash and receipt sequence number has a row."""
+        return self._row(_HAS_ORIGINAL, digest=digest, sequence=sequence) is not None
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

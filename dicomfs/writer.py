@@ -225,14 +225,11 @@ class Writer:
         self._touched.clear()
         self._recollection.bound()
 
-    def next_sequence(self, wanted: int = 0) -> int:
-        """A receipt sequence number that was never given before; higher than all before it.
-
-        That is `wanted`, if it can be, and else the next.
-        """
+    def next_sequence(self) -> int:
+        """A receipt sequence number that was never given before; higher than all before it."""
         if not self._last_sequence:
             self._last_sequence = int(_LAST_SEQUENCE.run(self._connection).scalar_one())
-        self._last_sequence = max(self._last_sequence + 1, wanted)
+        self._last_sequence += 1
         return self._last_sequence
 
     def known(self, digest: bytes) -> KnownOriginal | None:
