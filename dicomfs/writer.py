@@ -6,12 +6,14 @@ out about their patient, exam and series is remembered, because a scanner sends 
 series. Called by `ingest.py`, by way of `Index.write`.
 """
 
+import sqlite3
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import Connection, CursorResult, Executable, Table, bindparam, func, insert, select, update
+from sqlalchemy import Executable, Table, bindparam, func, insert, select, update
 from sqlalchemy.dialects.sqlite import dialect
 
 from dicomfs.errors import StoreUnavailable
@@ -68,7 +70,10 @@ class Added:
 
 
 class _Statement:
-    """SQL that is compiled once; what SQLAlchemy does for each execution costs more than SQLite's part."""
+    """SQL that SQLAlchemy compiles once and SQLite's driver executes.
+
+    What SQLAlchemy does for each execution takes longer than SQLite itself, and all senders wait for it.
+    """
 
     def __init__(self, statement: Any) -> None:
         self._statement = statement
@@ -79,10 +84,26 @@ class _Statement:
         compiled = statement.compile(dialect=dialect())  # type: ignore[attr-defined]
         return str(compiled), list(compiled.positiontup), dict(compiled.params)
 
-    def run(self, connection: Connection, **values: Any) -> CursorResult[Any]:
+    @cached_property
+    def _row(self) -> type[Any]:
+        return namedtuple("_row", self._statement.selected_columns.keys())  # noqa: PYI024  made at run time
+
+    def run(self, connection: sqlite3.Connection, **values: Any) -> None:
+        """Execute what gives no rows."""
+        connection.execute(*self._bound(values))
+
+    def first(self, connection: sqlite3.Connection, **values: Any) -> Any:
+        """The first row, its columns as attributes; None when there is none."""
+        row = connection.execute(*self._bound(values)).fetchone()
+        return None if row is None else self._row(*row)
+
+    def all(self, connection: sqlite3.Connection, **values: Any) -> list[Any]:
+        """All rows, their columns as attributes."""
+        return [self._row(*row) for row in connection.execute(*self._bound(values)).fetchall()]
+
+    def _bound(self, values: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
         text, names, defaults = self._compiled
-        given = tuple(values[name] if name in values else defaults[name] for name in names)
-        return connection.exec_driver_sql(text, given)
+        return text, tuple(values[name] if name in values else defaults[name] for name in names)
 
 
 _KNOWN = _Statement(
@@ -210,7 +231,7 @@ class Recollection:
 class Writer:
     """What may be done inside one write transaction of the index."""
 
-    def __init__(self, connection: Connection, recollection: Recollection | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection, recollection: Recollection | None = None) -> None:
         self._connection = connection
         self._recollection = recollection or Recollection()
         self._last_sequence = 0
@@ -228,23 +249,23 @@ class Writer:
     def next_sequence(self) -> int:
         """A receipt sequence number that was never given before; higher than all before it."""
         if not self._last_sequence:
-            self._last_sequence = int(_LAST_SEQUENCE.run(self._connection).scalar_one())
+            self._last_sequence = int(_LAST_SEQUENCE.first(self._connection)[0])
         self._last_sequence += 1
         return self._last_sequence
 
     def known(self, digest: bytes) -> KnownOriginal | None:
         """The original with this content hash."""
-        row = _KNOWN.run(self._connection, hash=digest).first()
-        return KnownOriginal(**row._mapping) if row else None
+        row = _KNOWN.first(self._connection, hash=digest)
+        return KnownOriginal(**row._asdict()) if row else None
 
     def earlier(self, header: Header) -> Earlier | None:
         """The instance of the same Study, Series and SOP Instance UID; of several the first."""
-        row = _SAME_IDENTITY.run(
+        row = _SAME_IDENTITY.first(
             self._connection,
             sop_uid=header.sop_instance_uid,
             series_uid=header.series_uid,
             study_uid=header.study_uid,
-        ).first()
+        )
         return Earlier(int(row.id), self._patient(header) == row.patient) if row else None
 
     def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> Added:
@@ -307,14 +328,14 @@ class Writer:
 
     def _find_patient(self, key: PatientKey, header: Header) -> int | None:
         if key.patient_id:
-            rows = _PATIENTS_BY_ID.run(self._connection, patient_id=key.patient_id, issuer=key.issuer)
+            rows = _PATIENTS_BY_ID.all(self._connection, patient_id=key.patient_id, issuer=key.issuer)
         elif key.name:
-            rows = _PATIENTS_BY_NAME.run(self._connection, name=key.name)
+            rows = _PATIENTS_BY_NAME.all(self._connection, name=key.name)
         else:
             # Nothing is known of this person: only the study itself can hold its images together.
-            row = _UNKNOWN_PATIENT.run(self._connection, study_uid=header.study_uid).first()
+            row = _UNKNOWN_PATIENT.first(self._connection, study_uid=header.study_uid)
             return int(row.id) if row else None
-        for row in rows.all():
+        for row in rows:
             if same_patient(key, PatientKey(row.issuer, row.patient_id, row.name, row.birth_date)):
                 return int(row.id)
         return None
@@ -354,7 +375,7 @@ class Writer:
     # Exams, series, instances
 
     def _is_taken(self, statement: _Statement, **values: object) -> bool:
-        return statement.run(self._connection, **values).first() is not None
+        return statement.first(self._connection, **values) is not None
 
     def _touch(self, table: Table, row: int, header: Header, receipt: Receipt) -> None:
         shows, received = self._touched.get((table, row), (0, 0.0))
@@ -364,7 +385,7 @@ class Writer:
         place = (patient, header.study_uid)
         found = self._recollection.exams.get(place)
         if found is None:
-            row = _EXAM.run(self._connection, study_uid=header.study_uid, patient=patient).first()
+            row = _EXAM.first(self._connection, study_uid=header.study_uid, patient=patient)
             found = int(row.id) if row else None
         if found is not None:
             self._touch(exams, found, header, receipt)
@@ -393,7 +414,7 @@ class Writer:
         place = (exam, header.series_uid)
         found = self._recollection.series.get(place)
         if found is None:
-            row = _SERIES.run(self._connection, exam=exam, series_uid=header.series_uid).first()
+            row = _SERIES.first(self._connection, exam=exam, series_uid=header.series_uid)
             found = int(row.id) if row else None
         if found is not None:
             self._recollection.series[place] = found
@@ -449,7 +470,7 @@ class Writer:
 
     def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
         """Let an instance show another original from now on, under the name that it has."""
-        series_id = int(_SERIES_OF.run(self._connection, instance=instance).scalar_one())
+        series_id = int(_SERIES_OF.first(self._connection, instance=instance)[0])
         patient = self._patient(header)
         if patient is not None:
             self._touch(patients, patient, header, receipt)

@@ -218,8 +218,8 @@ def test_failed_commit_leaves_no_transaction_behind(index: Index) -> None:
         # A deferred constraint is the one thing that lets a healthy SQLite refuse so late.
         with index.write() as writer:
             writer.next_sequence()
-            writer._connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
-            writer._connection.exec_driver_sql("UPDATE instances SET series = 999")
+            writer._connection.execute("PRAGMA defer_foreign_keys = ON")
+            writer._connection.execute("UPDATE instances SET series = 999")
 
     for _ in range(2):
         with pytest.raises(StoreUnavailable):
