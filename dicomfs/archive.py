@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 from pydicom.errors import InvalidDicomError
 
@@ -164,6 +164,8 @@ class Spool:
     published: Path | None = None
     """Where it lies in the archive; None while it is in the spool."""
     _hash: "hashlib._Hash" = field(init=False)
+    _whole: bytes | memoryview = b""
+    """The data set, if it was written in one part."""
 
     def __post_init__(self) -> None:
         self._hash = content_hash(self.transfer_syntax)
@@ -173,6 +175,7 @@ class Spool:
         """Append to the data set. Raises OSError."""
         self._hash.update(part)
         view = memoryview(part)
+        self._whole = b"" if self.size else part
         self.size += len(view)
         while view:
             view = view[os.write(self.fd, view) :]
@@ -186,8 +189,13 @@ class Spool:
         """32 bytes: SHA-256 of transfer syntax and data set so far."""
         return self._hash.digest()
 
-    def reader(self) -> io.BufferedReader:
-        """The file, positioned at the data set; nothing is written to the spool after this."""
+    def reader(self) -> BinaryIO:
+        """The data set from its first byte; nothing is written to the spool after this.
+
+        If it was written in one part, that must still be unchanged: it is read without asking the disk.
+        """
+        if len(self._whole) == self.size:
+            return io.BytesIO(self._whole)
         file = open(self.fd, "rb", closefd=False)  # noqa: SIM115  a descriptor; the caller closes
         file.seek(DATA_SET_OFFSET)
         return file

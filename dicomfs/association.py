@@ -264,21 +264,27 @@ class Association:
         return self._request.max_pdu if self._request else 0
 
     def _command(self, head: Pdv) -> Command:
-        context, raw = head.context, bytearray()
-        while True:
-            if not head.is_command or head.context != context:
-                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
-            for piece in self._connection.value(head):
-                raw += piece
-                if len(raw) > dimse.LONGEST:
-                    raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
-            if head.is_last:
-                break
-            head = self._fragment()
+        raw = bytearray()
+        for piece in self._connection.values(self._fragments(head)):
+            raw += piece
         try:
             return dimse.decode(bytes(raw))
         except ValueError as error:
             raise AssociationEnded(str(error), _UNEXPECTED_PARAMETER) from None
+
+    def _fragments(self, head: Pdv) -> Iterator[Pdv]:
+        """Those of a command set, from its first."""
+        context, size = head.context, 0
+        while True:
+            if not head.is_command or head.context != context:
+                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
+            size += head.length
+            if size > dimse.LONGEST:
+                raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
+            yield head
+            if head.is_last:
+                return
+            head = self._fragment()
 
     def _fragment(self) -> Pdv:
         """The next fragment of a message that has begun."""
@@ -291,14 +297,16 @@ class Association:
 
     def _data_set(self, context: int) -> Iterator[memoryview]:
         """The data set as it arrives. The generator is read to its end by whoever begins it, or by us."""
-        size, is_last = 0, False
+        return self._connection.values(self._parts(context))
+
+    def _parts(self, context: int) -> Iterator[Pdv]:
+        """The fragments of a data set."""
+        is_last = False
         while not is_last:
             head = self._fragment()
             if head.is_command or head.context != context:
                 raise AssociationEnded("a data set is interrupted by another message", _UNEXPECTED_PARAMETER)
-            for piece in self._connection.value(head):
-                size += len(piece)
-                yield piece
+            yield head
             is_last = head.is_last
 
     # C-STORE

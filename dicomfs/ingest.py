@@ -120,7 +120,9 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        return self.commit(self.prepare(parts, receipt, keep_refused=keep_refused)).result()
+        prepared = self.prepare(parts, receipt, keep_refused=keep_refused)
+        with prepared.spool:
+            return self.commit(prepared).result()
 
     def prepare(
         self,
@@ -179,14 +181,17 @@ class Ingest:
     def commit(self, prepared: Prepared) -> "Future[Outcome]":
         """The second half of `receive`: the outcome, or StoreFull, StoreUnavailable, in a future.
 
-        Sequence numbers are given in the order of these calls. Raises StoreUnavailable when closed.
+        Sequence numbers are given in the order of these calls. Whoever has the outcome closes the spool:
+        not the committer, for which all wait.
         """
         with self._closing:
             if not self._closed:
                 self._queue.put(prepared)
                 return prepared.done
-        prepared.spool.close()
-        raise StoreUnavailable("the store is being closed: nothing is taken in any more")
+        prepared.done.set_exception(
+            StoreUnavailable("the store is being closed: nothing is taken in any more")
+        )
+        return prepared.done
 
     @staticmethod
     def _header(spool: Spool, receipt: Receipt) -> Header:
@@ -246,12 +251,9 @@ class Ingest:
                 for pending in batch:
                     self._settle([pending])
             else:
-                batch[0].spool.close()
                 batch[0].done.set_exception(error)
         else:
             for pending, outcome in zip(batch, outcomes, strict=True):
-                # Before the caller goes on: whoever is answered finds no left-overs.
-                pending.spool.close()
                 if isinstance(outcome, Outcome):
                     pending.done.set_result(outcome)
                 else:

@@ -20,13 +20,18 @@ class Scale:
     """How much is measured."""
 
     images: int = 400
+    """CT images over one association, and twice as many over eight."""
+    small_images: int = 2000
+    """MR images, likewise over one and over eight."""
+    frames: int = 2000
+    """Of one large object: 1 GB."""
     pictures: int = 2000
     rounds: int = 3
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 
 
-QUICK = Scale(images=16, pictures=24, rounds=1)
+QUICK = Scale(images=16, small_images=16, frames=8, pictures=24, rounds=1)
 
 
 @dataclass(frozen=True, slots=True)
