@@ -9,7 +9,6 @@ and address; nothing of a data set is ever logged. Used by `scp.py`, which owns 
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -18,6 +17,8 @@ from pydicom.uid import UID
 
 from dicomfs import dimse, handshake
 from dicomfs.access import Refusal
+from dicomfs.actions import Actions, CommitmentTaker, taken
+from dicomfs.commitment import SOP_CLASS_UID as COMMITMENT
 from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
@@ -43,14 +44,17 @@ from dicomfs.errors import (
     UnreadableDataSet,
 )
 from dicomfs.handshake import Accepted, Request
+from dicomfs.logtext import plain, uid_text, where
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 VERIFICATION: Final = "1.2.840.10008.1.1"
+_NO_STORAGE: Final = frozenset({VERIFICATION, COMMITMENT})
 _LINGER_S: Final = 5.0
 """How long a peer may take to close the connection after its last answer (ARTIM, PS3.8 9.1.5)."""
 _UNEXPECTED_PARAMETER: Final = 5
+_BREATH_S: Final = 0.01
 
 
 class Receiver(Protocol):
@@ -77,6 +81,8 @@ class Limits:
     """Between two messages of an open association; scanners pause between series."""
     stall_s: float = 60.0
     """Inside a message that has begun. Without it, half a PDU would hold a thread for ever."""
+    pause_s: float = 1.0
+    """A peer that says nothing for so long after a commitment request is taken to wait for its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ class Terms:
     greet: Callable[[], str]
     """What has to be done before anything is read, in the association's own thread: the TLS handshake.
     Gives the name that the peer has proved, if any. Raises AssociationEnded."""
+    commitment: CommitmentTaker | None = None
+    """None: storage commitment is not accepted."""
 
 
 # --- What is answered -------------------------------------------------------------------------------
@@ -135,27 +143,6 @@ def _answer_to(error: Exception) -> _Answer:
     return next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), _BUG)
 
 
-# --- Texts for the log ------------------------------------------------------------------------------
-
-
-def plain(text: object, limit: int) -> str:
-    """Text that a peer chose, fit for one line of a log."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in str(text).strip())[:limit]
-
-
-def _uid_text(uid: object) -> str:
-    """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:128]
-
-
-def where(error: BaseException) -> str:
-    """Traceback without the messages: those of a library may quote the data set."""
-    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-    cause = error.__cause__ or error.__context__
-    text = f"{type(error).__qualname__}\n{frames}"
-    return text if cause is None else f"{text}\ncaused by {where(cause)}"
-
-
 # --- The association --------------------------------------------------------------------------------
 
 
@@ -165,7 +152,9 @@ class Association:
     def __init__(self, connection: Connection, address: str, port: int, terms: Terms) -> None:
         self._connection = connection
         self._terms = terms
+        self._host = address
         self._address = f"{address}:{port}"
+        self._actions: Actions | None = None
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
         self._proved = ""
@@ -180,11 +169,13 @@ class Association:
     def run(self) -> None:
         """Serve the peer until it releases or is given up. Closes the connection; raises nothing."""
         linger = 0.0
+        is_released = False
         try:
             self._proved = self._terms.greet()
             if self._negotiate():
                 self.is_established = True
                 self._serve()
+                is_released = True
             linger = min(_LINGER_S, self._terms.limits.handshake_s)
         except AssociationEnded as error:
             if error.abort is not None:
@@ -201,6 +192,8 @@ class Association:
             self._connection.abort(0)
         finally:
             self.is_established = False
+            if self._actions is not None:
+                self._actions.end(is_released=is_released)
             self._connection.close(linger)
 
     # Negotiation
@@ -217,18 +210,40 @@ class Association:
             LOGGER.log(refusal.level, "association of %s rejected: %s", self.peer, refusal.reason)
             self._connection.send(handshake.reject(refusal))
             return False
-        self._accepted = handshake.choose(request.contexts, _taken)
-        self._connection.send(handshake.accept(request, self._accepted, limits.pdu_bytes))
+        self._accepted = handshake.choose(request.contexts, self._taken)
+        self._connection.send(
+            handshake.accept(request, self._accepted, limits.pdu_bytes, scu_only=(COMMITMENT,))
+        )
+        if self._terms.commitment is not None:
+            called = request.called or self._terms.ae_title
+            self._actions = Actions(self._terms.commitment, self._host, request.calling, called)
         proved = f", certificate of {self._proved}" if self._proved else ""
         LOGGER.info("association of %s opened%s", self.peer, proved)
         return True
 
+    def _taken(self, abstract_syntax: UID, transfer_syntaxes: Iterable[UID]) -> list[UID]:
+        if abstract_syntax == COMMITMENT and self._terms.commitment is not None:
+            roles = self._request.roles if self._request else {}
+            return taken(transfer_syntaxes, roles.get(COMMITMENT, (True, False)))
+        known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
+        return preferred(transfer_syntaxes) if known else []
+
     # Messages
+
+    def _next(self) -> Pdu | Pdv:
+        """What the peer says next; while it is still, it is told results that it waits for."""
+        limits, end = self._terms.limits, time.monotonic() + self._terms.limits.idle_s
+        while self._actions is not None and self._actions.is_awaiting and time.monotonic() < end:
+            if not self._connection.is_still(min(limits.pause_s, limits.idle_s)):
+                break
+            if (due := self._actions.due(self._accepted)) is not None:
+                self._connection.send(message(*due, self._max_pdu))
+        return self._connection.next(max(end - time.monotonic(), _BREATH_S))
 
     def _serve(self) -> None:
         """Take messages until the peer releases the association."""
         while True:
-            head = self._connection.next(self._terms.limits.idle_s)
+            head = self._next()
             if isinstance(head, Pdv):
                 self._message(head)
             elif head.kind == RELEASE_RQ:
@@ -246,10 +261,15 @@ class Association:
             raise AssociationEnded("a message came on a context that was not accepted", _UNEXPECTED_PARAMETER)
         command = self._command(head)
         data_set = self._data_set(context) if command.has_data_set else iter(())
+        accepted = self._accepted[context]
         if command.is_response or command.field == dimse.C_CANCEL_RQ:
-            answer = b""  # nothing of ours can be answered or cancelled
-        elif command.field == dimse.C_STORE_RQ and self._accepted[context].abstract_syntax != VERIFICATION:
-            answer = self._store(command, self._accepted[context], data_set)
+            answer = b""  # nothing of ours can be cancelled
+            if self._actions is not None:
+                self._actions.answered(command)
+        elif command.field == dimse.C_STORE_RQ and accepted.abstract_syntax not in _NO_STORAGE:
+            answer = self._store(command, accepted, data_set)
+        elif command.field == dimse.N_ACTION_RQ and accepted.abstract_syntax == COMMITMENT and self._actions:
+            answer = self._actions.answer(command, context, accepted, data_set)
         elif command.field == dimse.C_ECHO_RQ:
             answer = dimse.response(command, _SUCCESS)
         else:
@@ -313,7 +333,7 @@ class Association:
 
     def _store(self, command: Command, accepted: Accepted, data_set: Iterator[memoryview]) -> bytes:
         """One C-STORE (PS3.7 9.1.1): store it; the answer."""
-        uid = _uid_text(command.sop_instance_uid)
+        uid = uid_text(command.sop_instance_uid)
         receipt = Receipt(
             transfer_syntax=str(accepted.transfer_syntax),
             received=time.time(),
@@ -350,11 +370,6 @@ def _malformed(request: Request) -> Refusal | None:
     ):
         return Refusal(1, 2, 1, "a presentation context lacks its abstract or transfer syntax")
     return None
-
-
-def _taken(abstract_syntax: UID, transfer_syntaxes: Iterable[UID]) -> list[UID]:
-    known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
-    return preferred(transfer_syntaxes) if known else []
 
 
 def _bounded(data_set: Iterator[memoryview], limit: int) -> Iterator[memoryview]:

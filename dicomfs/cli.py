@@ -17,6 +17,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,12 +28,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
 from dicomfs import mount as mounting
 from dicomfs.association import Limits
+from dicomfs.commitments import counts as commitment_counts
+from dicomfs.commitmentservice import CommitmentService
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
+from dicomfs.peers import address_book
 from dicomfs.renditions import RENDITIONS_NAME, Renditions
+from dicomfs.reporter import Reporter
 from dicomfs.scpoptions import (
     ScpOptions,
     access,
@@ -41,7 +46,7 @@ from dicomfs.scpoptions import (
     scp_flags,
     scp_options,
 )
-from dicomfs.tls import Certificates
+from dicomfs.tls import Certificates, calling_context
 
 # Every exit code. Scripts and units rely on them.
 OK: Final = 0
@@ -268,6 +273,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
     with (
         _stop_signals() as wait_for_stop,
         Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
+        CommitmentService(settings.store, _reporter(chosen)) as commitment,
     ):
         server = scp.StorageSCP.start(
             chosen.host,
@@ -276,6 +282,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             ingest,
             access=who,
             certificates=certificates,
+            commitment=commitment,
             limits=Limits(
                 associations=chosen.max_associations,
                 of_one_address=chosen.max_associations_per_peer,
@@ -301,6 +308,15 @@ def _certificates(chosen: ScpOptions) -> Certificates | None:
         return None
     client_ca = chosen.tls_ca if chosen.tls_client == "required" else None
     return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
+
+
+def _reporter(chosen: ScpOptions) -> Reporter:
+    """Tells senders the results of their storage commitments. Raises UsageError."""
+    certificate, authorities = chosen.tls_certificate, chosen.tls_ca
+    tls = None
+    if certificate is not None and authorities is not None:
+        tls = partial(calling_context, certificate, chosen.tls_key, authorities)
+    return Reporter(address_book(chosen.peer), tls)
 
 
 def _tell_who_may_send(chosen: ScpOptions) -> None:
@@ -556,6 +572,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
     finally:
         renditions.close()
         index.close()
+    commitments = commitment_counts(settings.store, time.time())
     disk = shutil.disk_usage(settings.store)
     refused = sorted((settings.store / "quarantine").glob("*.txt"))
     facts = {
@@ -564,6 +581,7 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         "free_bytes": disk.free,
         "refused": len(refused),
         "identity_conflicts": conflicts,
+        "commitments": asdict(commitments),
         "not_displayable": [{"original": o, "frame": f + 1, "reason": why} for o, f, why in failures],
     }
     if options.json:
@@ -577,6 +595,12 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
     if conflicts:
         print(f"{conflicts:10} originals bear another patient's identity than earlier ones of the same UIDs:")
         print(f"{'':12} check who is right (the log names them)")
+    print(
+        f"{commitments.open:10} storage commitments open; in the last hour {commitments.reported_last_hour} "
+        f"reported, {commitments.failed_last_hour} of them with failures; {commitments.given_up} given up"
+    )
+    for peer in commitments.waiting:
+        print(f"{'':12} {peer.reports} wait for {peer.ae_title}: {peer.trouble}")
     print(f"{len(failures):10} frames that cannot be displayed")
     for original, frame, why in failures[:20]:
         print(f"{'':12} original {original} frame {frame + 1}: {why}")

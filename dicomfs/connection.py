@@ -7,6 +7,7 @@ that a peer that sends a byte now and then holds nothing for long. Knows no DIMS
 """
 
 import contextlib
+import select
 import socket
 import ssl
 import struct
@@ -111,6 +112,17 @@ class Connection:
         if not _PDV_FIELDS <= length <= self._left + _PDV_FIELDS:
             raise AssociationEnded("a fragment is longer than its PDU", INVALID_PARAMETER)
         return Pdv(context, bool(control & 1), bool(control & 2), length - _PDV_FIELDS)
+
+    def is_still(self, seconds: float) -> bool:
+        """Wait for the peer to say something; True when it has not within `seconds`. Reads nothing.
+
+        To be asked between two messages.
+        """
+        if self._left or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
+            return False
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return not waiting.poll(seconds * 1000)
 
     def values(self, fragments: Iterable[Pdv]) -> Iterator[memoryview]:
         """The bytes of fragments, each just read by `next`, in pieces of one buffer: as long as that is, but

@@ -4,8 +4,8 @@ Pure: bytes in, bytes out. What is accepted is decided by `negotiation.py` and b
 `association.py`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydicom.uid import UID
@@ -16,6 +16,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext
 
@@ -50,6 +51,8 @@ class Request:
     contexts: tuple[Proposed, ...]
     known_protocol: bool
     """Version 1 of the protocol and the application context of DICOM."""
+    roles: Mapping[str, tuple[bool, bool]] = field(default_factory=dict)
+    """Roles proposed for the peer, by SOP class: SCU, SCP (PS3.7 D.3.3.4). Without one it is SCU only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,17 @@ def decode(body: bytes) -> Request:
             contexts=contexts,
             known_protocol=bool(request.protocol_version & 1)
             and request.application_context_name == APPLICATION_CONTEXT,
+            roles=_roles(information.role_selection) if information else {},
         )
     except Exception as error:  # noqa: BLE001
         # The codec was not made for hostile bytes: they provoke anything in it. Its text may quote them.
         raise AssociationEnded(
             f"its association request cannot be read ({type(error).__qualname__})", INVALID_PARAMETER
         ) from None
+
+
+def _roles(items: Mapping[Any, Any]) -> dict[str, tuple[bool, bool]]:
+    return {str(uid): (bool(item.scu_role), bool(item.scp_role)) for uid, item in items.items()}
 
 
 def _check_ids(contexts: Sequence[int]) -> None:
@@ -118,8 +126,14 @@ def choose(
     return accepted
 
 
-def accept(request: Request, accepted: dict[int, Accepted], max_pdu: int) -> bytes:
-    """An A-ASSOCIATE-AC PDU. What is not in `accepted` is answered "abstract syntax not supported"."""
+def accept(
+    request: Request, accepted: dict[int, Accepted], max_pdu: int, scu_only: Collection[str] = ()
+) -> bytes:
+    """An A-ASSOCIATE-AC PDU. What is not in `accepted` is answered "abstract syntax not supported".
+
+    `scu_only`: SOP classes for which a proposal of roles is answered: the peer may be SCU and not SCP. A
+    proposal that is not answered leaves it the same (PS3.7 D.3.3.4.2).
+    """
     answer = A_ASSOCIATE()
     answer.application_context_name = UID(APPLICATION_CONTEXT)
     answer.calling_ae_title, answer.called_ae_title = request.calling, request.called
@@ -133,7 +147,9 @@ def accept(request: Request, accepted: dict[int, Accepted], max_pdu: int) -> byt
     implementation.implementation_class_uid = UID(IMPLEMENTATION_UID)
     version = ImplementationVersionNameNotification()
     version.implementation_version_name = IMPLEMENTATION_VERSION
-    answer.user_information = [length, implementation, version]
+    classes = {str(context.abstract_syntax) for context in accepted.values()}
+    roles = [_scu(uid) for uid in request.roles if uid in classes and uid in scu_only]
+    answer.user_information = [length, implementation, *roles, version]
     return A_ASSOCIATE_AC(answer).encode()
 
 
@@ -145,6 +161,13 @@ def _result(proposed: Proposed, taken: Accepted | None) -> PresentationContext:
     context.transfer_syntax = [taken.transfer_syntax if taken else proposed.transfer_syntaxes[0]]
     context.result = ACCEPTED if taken else ABSTRACT_SYNTAX_NOT_SUPPORTED
     return context
+
+
+def _scu(sop_class_uid: str) -> SCP_SCU_RoleSelectionNegotiation:
+    role = SCP_SCU_RoleSelectionNegotiation()
+    role.sop_class_uid = UID(sop_class_uid)
+    role.scu_role, role.scp_role = True, False
+    return role
 
 
 def reject(refusal: Refusal) -> bytes:

@@ -101,6 +101,17 @@ class StoredOriginal:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptOriginal:
+    """One original that is kept under a SOP Instance UID, shown or not."""
+
+    sequence: int
+    hash: bytes
+    size: int
+    """Bytes of the data set."""
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """One original in order of receipt, for those who follow what comes in."""
 
@@ -232,6 +243,14 @@ _ORIGINALS_OF = (
 _HAS_ORIGINAL = select(originals.c.id).where(
     originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
 )
+_KEPT_UNDER = (
+    select(
+        originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax
+    )
+    .join(instances, instances.c.id == originals.c.instance)
+    .where(instances.c.sop_uid == bindparam("sop_uid"))
+    .order_by(originals.c.id)
+)
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
@@ -283,18 +302,19 @@ def switch_to_wal(connection: Connection) -> None:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated(what: str = "the index") -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
         if sqlite_code(error) == sqlite3.SQLITE_FULL:
-            raise StoreFull("no space left for the index; free some space, then send again") from error
+            raise StoreFull(f"no space left for {what}; free some space, then send again") from error
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise StoreUnavailable(f"the index cannot be used now: {cause}") from error
+        raise StoreUnavailable(f"{what} cannot be used now: {cause}") from error
 
 
-def _connect(path: Path, timeout_s: float) -> Engine:
+def connect(path: Path, timeout_s: float) -> Engine:
+    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected."""
     engine = create_engine(
         f"sqlite:///{path}",
         connect_args={"timeout": timeout_s, "check_same_thread": False},
@@ -311,6 +331,30 @@ def _connect(path: Path, timeout_s: float) -> Engine:
         connection.execute("PRAGMA cache_size = -32768")
 
     return engine
+
+
+def _driver_of(connection: Connection) -> sqlite3.Connection:
+    driver: Any = connection.connection.dbapi_connection
+    return cast(sqlite3.Connection, driver)
+
+
+@contextlib.contextmanager
+def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
+    """A write transaction: waits for other writers, commits at the end, rolls back on any error.
+
+    Gives the driver's connection, for what must be quick.
+    """
+    driver = _driver_of(connection)
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        yield driver
+        # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
+        driver.execute("COMMIT")
+    except BaseException:
+        # A full disk makes SQLite roll back by itself.
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        raise
 
 
 class Index:
@@ -330,13 +374,13 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
+        self._engine = connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(create=create)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
-            with _translated():
+            with translated():
                 if sqlite_code(error) not in FOREIGN:
                     raise
             cause = error.orig if isinstance(error, exc.DatabaseError) else error
@@ -349,8 +393,8 @@ class Index:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
             switch_to_wal(self._connection)
-            with self._immediate():
-                connection = self._connection
+            connection = self._connection
+            with immediate(connection):
                 if not _tables(connection):
                     metadata.create_all(connection)
                     facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
@@ -382,30 +426,14 @@ class Index:
     @property
     def _driver(self) -> sqlite3.Connection:
         """The driver's connection under SQLAlchemy's, for what must be quick."""
-        connection: Any = self._connection.connection.dbapi_connection
-        return cast(sqlite3.Connection, connection)
-
-    @contextlib.contextmanager
-    def _immediate(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: waits for other writers, commits at the end, rolls back on any error."""
-        driver = self._driver
-        driver.execute("BEGIN IMMEDIATE")
-        try:
-            yield driver
-            # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
-            driver.execute("COMMIT")
-        except BaseException:
-            # A full disk makes SQLite roll back by itself.
-            if driver.in_transaction:
-                driver.execute("ROLLBACK")
-            raise
+        return _driver_of(self._connection)
 
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with _translated():
+        with translated():
             try:
-                with self._immediate() as driver:
+                with immediate(self._connection) as driver:
                     self._forget_if_others_wrote(driver)
                     writer = Writer(driver, self._recollection)
                     yield writer
@@ -423,7 +451,7 @@ class Index:
     # What follows reads; every statement is its own transaction.
 
     def _rows(self, statement: Any, **values: Any) -> Sequence[Row[Any]]:
-        with _translated():
+        with translated():
             try:
                 return self._connection.execute(statement, values).all()
             finally:
@@ -436,7 +464,7 @@ class Index:
 
     def data_version(self) -> int:
         """Changes whenever another connection has committed; costs microseconds."""
-        with _translated():
+        with translated():
             try:
                 return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
             finally:
@@ -543,6 +571,10 @@ class Index:
     def has_original(self, digest: bytes, sequence: int) -> bool:
         """Whether an original of this content hash and receipt sequence number has a row."""
         return self._row(_HAS_ORIGINAL, digest=digest, sequence=sequence) is not None
+
+    def kept_under(self, sop_uid: str) -> list[KeptOriginal]:
+        """Every original of a SOP Instance UID, whatever its series, in order of receipt."""
+        return [KeptOriginal(**row._mapping) for row in self._rows(_KEPT_UNDER, sop_uid=sop_uid)]
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

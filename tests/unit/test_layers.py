@@ -9,13 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "recipes", "values", "access", "scpoptions", "config"),
+    *("errors", "logtext", "model", "recipes", "values", "access", "peers", "scpoptions", "config"),
     *("naming", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "schema", "writer", "index", "renditions", "ingest"),
-    *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
+    *("negotiation", "tls", "connection", "dimse", "handshake"),
+    *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
+    *("association", "scp", "importer"),
     *(
         "protocol",
         "worker",
@@ -40,6 +42,12 @@ RECEIVE = {
     "connection",
     "dimse",
     "handshake",
+    "commitment",
+    "commitments",
+    "safekeeping",
+    "reporter",
+    "commitmentservice",
+    "actions",
     "association",
     "scp",
     "importer",
@@ -76,13 +84,14 @@ HOME = {
     "numpy": GREY | {"video"},
     "openjpeg": CODECS,
     "pydicom": {"archive", "negotiation", "handshake", "association", "subtraction", "probes", "render"}
+    | {"commitment", "safekeeping", "reporter", "actions"}
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
-    "pynetdicom": {"handshake", "scp"},
+    "pynetdicom": {"handshake", "reporter", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "writer", "index", "renditions"},
+    "sqlalchemy": {"schema", "writer", "index", "renditions", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
