@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from pydicom.uid import UID
 
-from dicomfs import dimse, handshake
+from dicomfs import dimse, handshake, messages
 from dicomfs.access import Refusal
 from dicomfs.actions import Actions, CommitmentTaker, taken
 from dicomfs.commitment import SOP_CLASS_UID as COMMITMENT
@@ -25,6 +25,7 @@ from dicomfs.connection import (
     HUNG_UP,
     RELEASE_RP,
     RELEASE_RQ,
+    UNEXPECTED_PARAMETER,
     UNEXPECTED_PDU,
     Connection,
     Pdu,
@@ -53,7 +54,6 @@ VERIFICATION: Final = "1.2.840.10008.1.1"
 _NO_STORAGE: Final = frozenset({VERIFICATION, COMMITMENT})
 _LINGER_S: Final = 5.0
 """How long a peer may take to close the connection after its last answer (ARTIM, PS3.8 9.1.5)."""
-_UNEXPECTED_PARAMETER: Final = 5
 _BREATH_S: Final = 0.01
 
 
@@ -258,9 +258,10 @@ class Association:
     def _message(self, head: Pdv) -> None:
         context = head.context
         if context not in self._accepted:
-            raise AssociationEnded("a message came on a context that was not accepted", _UNEXPECTED_PARAMETER)
-        command = self._command(head)
-        data_set = self._data_set(context) if command.has_data_set else iter(())
+            raise AssociationEnded("a message came on a context that was not accepted", UNEXPECTED_PARAMETER)
+        stall_s = self._terms.limits.stall_s
+        command = messages.command(self._connection, head, stall_s)
+        data_set = messages.data_set(self._connection, context, stall_s) if command.has_data_set else iter(())
         accepted = self._accepted[context]
         if command.is_response or command.field == dimse.C_CANCEL_RQ:
             answer = b""  # nothing of ours can be cancelled
@@ -282,52 +283,6 @@ class Association:
     @property
     def _max_pdu(self) -> int:
         return self._request.max_pdu if self._request else 0
-
-    def _command(self, head: Pdv) -> Command:
-        raw = bytearray()
-        for piece in self._connection.values(self._fragments(head)):
-            raw += piece
-        try:
-            return dimse.decode(bytes(raw))
-        except ValueError as error:
-            raise AssociationEnded(str(error), _UNEXPECTED_PARAMETER) from None
-
-    def _fragments(self, head: Pdv) -> Iterator[Pdv]:
-        """Those of a command set, from its first."""
-        context, size = head.context, 0
-        while True:
-            if not head.is_command or head.context != context:
-                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
-            size += head.length
-            if size > dimse.LONGEST:
-                raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
-            yield head
-            if head.is_last:
-                return
-            head = self._fragment()
-
-    def _fragment(self) -> Pdv:
-        """The next fragment of a message that has begun."""
-        head = self._connection.next(self._terms.limits.stall_s)
-        if isinstance(head, Pdu):
-            if head.kind == ABORT:
-                raise AssociationEnded("the peer aborted in the middle of a message")
-            raise AssociationEnded(f"a PDU of type {head.kind} came inside a message", UNEXPECTED_PDU)
-        return head
-
-    def _data_set(self, context: int) -> Iterator[memoryview]:
-        """The data set as it arrives. The generator is read to its end by whoever begins it, or by us."""
-        return self._connection.values(self._parts(context))
-
-    def _parts(self, context: int) -> Iterator[Pdv]:
-        """The fragments of a data set."""
-        is_last = False
-        while not is_last:
-            head = self._fragment()
-            if head.is_command or head.context != context:
-                raise AssociationEnded("a data set is interrupted by another message", _UNEXPECTED_PARAMETER)
-            yield head
-            is_last = head.is_last
 
     # C-STORE
 

@@ -23,7 +23,7 @@ ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABO
 
 # Provider reasons of an A-ABORT (PS3.8 table 9-26).
 NOT_SPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU = 0, 1, 2
-INVALID_PARAMETER: Final = 6
+UNEXPECTED_PARAMETER, INVALID_PARAMETER = 5, 6
 
 _HEAD: Final = struct.Struct(">BxL")
 _TIME: Final = struct.Struct("ll")
@@ -149,7 +149,7 @@ class Connection:
     def _body(self, kind: int, length: int, begun: bytes) -> bytes:
         if not ASSOCIATE_RQ <= kind <= ABORT:
             raise AssociationEnded(f"what came is no PDU (type {kind:02X})", UNRECOGNISED_PDU)
-        if length > (_LONGEST_REQUEST if kind == ASSOCIATE_RQ else _LONGEST_OTHER):
+        if length > (_LONGEST_REQUEST if kind in (ASSOCIATE_RQ, ASSOCIATE_AC) else _LONGEST_OTHER):
             raise AssociationEnded(f"a PDU of type {kind} has {length} bytes", INVALID_PARAMETER)
         if length < len(begun):
             raise AssociationEnded(f"a PDU of type {kind} is followed by something", UNEXPECTED_PDU)

@@ -1,11 +1,13 @@
-"""Results told on an association of our own: N-EVENT-REPORT as SCP that calls its SCU (PS3.4 J.3.3).
+"""Results told on an association of our own: N-EVENT-REPORT of an SCP that calls its SCU (PS3.4 J.3.3).
 
 The association request proposes the SCP role for us, since whoever requests an association is the SCU
-unless it says otherwise (PS3.7 D.3.3.4). Nothing of the peer is believed: every wait has an end. Knows no
-store and no schedule. Called by `commitmentservice.py`, in threads that have time.
+unless it says otherwise (PS3.7 D.3.3.4). Spoken by the same modules as what is received: every wait has an
+end, another thread can end it, and nothing is left open (pynetdicom's requestor leaves a descriptor behind
+for each connection that is refused). Knows no store and no schedule. Called by `commitmentservice.py`, in
+threads that have time.
 """
 
-import logging
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,28 +15,37 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
-from pynetdicom.association import Association
-from pynetdicom.presentation import build_context, build_role
 
-from dicomfs.commitment import SOP_CLASS_UID, SOP_INSTANCE_UID, Report, event_information
-from dicomfs.errors import ReportFailed, UsageError
+from dicomfs import dimse, handshake, messages
+from dicomfs.commitment import SOP_CLASS_UID, SOP_INSTANCE_UID, Report, encoded
+from dicomfs.connection import (
+    ASSOCIATE_AC,
+    ASSOCIATE_RJ,
+    RELEASE_RQ,
+    UNEXPECTED_PDU,
+    Connection,
+    Pdu,
+    Pdv,
+    message,
+    pdu,
+)
+from dicomfs.errors import AssociationEnded, ReportFailed, UsageError
+from dicomfs.handshake import Answer
 from dicomfs.peers import DEFAULT_PORT, Peer
+from dicomfs.tls import shake_hands
 
-LOGGER: Final = logging.getLogger("dicomfs.commitment")
-
-CONNECT_S, ASSOCIATE_S, ANSWER_S = 10.0, 30.0, 60.0
-"""Longest waits: for the connection, for the answer to the association request, for that to a report."""
+CONNECT_S, ASSOCIATE_S, ANSWER_S, RELEASE_S = 10.0, 30.0, 60.0, 5.0
+"""Longest waits: for a connection, for the answers to an association request, a report and a release."""
+MAX_PDU: Final = 1 << 16
+_SYNTAXES: Final = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 TRANSIENT: Final = frozenset({0x0110, 0x0213})
 """Failures of an N-EVENT-REPORT after which it is worth trying again: processing failure, resources."""
 _WARNINGS: Final = range(0xB000, 0xC000)
 _ATTRIBUTE_WARNINGS: Final = frozenset({0x0001, 0x0107, 0x0116})
 
 
-def check_answer(status: int | None) -> None:
+def check_answer(status: int) -> None:
     """Raise ReportFailed unless the status of an N-EVENT-REPORT response says that it was heard."""
-    if status is None:
-        raise ReportFailed("it did not answer the report")
     if status and status not in _WARNINGS and status not in _ATTRIBUTE_WARNINGS:
         raise ReportFailed(f"it refused the report, status {status:04X}", is_final=status not in TRANSIENT)
 
@@ -47,7 +58,7 @@ class Reporter:
         self._peers = peers
         self._tls = tls
         self._lock = threading.Lock()
-        self._associations: set[Association] = set()
+        self._connections: set[Connection] = set()
         self._is_closed = False
 
     def destination(self, ae_title: str, address: str) -> Peer:
@@ -71,65 +82,53 @@ class Reporter:
         `called_ae`: our own AE title, by which the peer knows us. Both raise ReportFailed.
         """
         peer = self.destination(ae_title, address)
-        association = self._open(peer, called_ae)
-        message_id = 0
-
-        def tell(report: Report) -> None:
-            nonlocal message_id
-            message_id = message_id % 0xFFFF + 1
-            try:
-                status, _ = association.send_n_event_report(
-                    event_information(report),
-                    report.event_type,
-                    SOP_CLASS_UID,
-                    SOP_INSTANCE_UID,
-                    msg_id=message_id,
-                )
-            except (RuntimeError, ValueError):
-                # RuntimeError: it has ended the association; ValueError: it accepts no context for this.
-                accepts = bool(association.accepted_contexts)
-                what = "it ended the association" if accepts else "it accepts no storage commitment"
-                raise ReportFailed(f"{peer.place}: {what}") from None
-            try:
-                check_answer(status.get("Status"))
-            except ReportFailed as error:
-                raise ReportFailed(f"{peer.place}: {error}", is_final=error.is_final) from None
-
+        connection: Connection | None = None
         try:
-            yield tell
-        finally:
-            self._end(association)
+            connection = self._connect(peer)
+            answer = _associate(connection, called_ae, peer.ae_title)
+            message_ids = iter(range(1, 1 << 16))
 
-    def _open(self, peer: Peer, calling: str) -> Association:
-        caller = AE(ae_title=calling)
-        caller.connection_timeout, caller.acse_timeout = CONNECT_S, ASSOCIATE_S
-        caller.dimse_timeout = caller.network_timeout = ANSWER_S
-        syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-        connected = threading.Event()
+            def tell(report: Report) -> None:
+                try:
+                    check_answer(_tell(connection, answer, next(message_ids, 0), report))
+                except ReportFailed as error:
+                    raise ReportFailed(f"{peer.place}: {error}", is_final=error.is_final) from None
+
+            yield tell
+            _release(connection)
+        except AssociationEnded as error:
+            raise ReportFailed(f"{peer.place}: {error}") from None
+        finally:
+            if connection is not None:
+                with self._lock:
+                    self._connections.discard(connection)
+                connection.close()
+
+    def _connect(self, peer: Peer) -> Connection:
+        context = self._context() if peer.is_tls else None
+        try:
+            connected = socket.create_connection((peer.host, peer.port), CONNECT_S)
+        except (OSError, UnicodeError) as error:
+            why = getattr(error, "strerror", None) or "no answer"
+            raise ReportFailed(f"nobody answers at {peer.place}: {why}") from None
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if context is not None:
+                proving = context.wrap_socket(
+                    connected, server_hostname=peer.host, do_handshake_on_connect=False
+                )
+                connected = proving
+                shake_hands(proving, ASSOCIATE_S)
+            connection = Connection(connected, max_pdu=MAX_PDU, stall_s=ANSWER_S)
+        except BaseException:
+            connected.close()
+            raise
         with self._lock:
-            if self._is_closed:
-                raise ReportFailed("the receiver is being stopped")
-        association = caller.associate(
-            peer.host,
-            peer.port,
-            [build_context(SOP_CLASS_UID, [syntax]) for syntax in syntaxes],
-            peer.ae_title,
-            ext_neg=[build_role(SOP_CLASS_UID, scp_role=True)],
-            tls_args=(self._context(), "") if peer.is_tls else None,
-            evt_handlers=[(evt.EVT_CONN_OPEN, lambda _: connected.set())],
-        )
-        with self._lock:
-            self._associations.add(association)
-        if association.is_established:
-            return association
-        self._end(association)
-        if association.is_rejected:
-            answer = association.acceptor.primitive
-            why = answer.reason_str if answer is not None else "no reason given"
-            raise ReportFailed(f"{peer.place} rejected the association: {why}")
-        if connected.is_set():
-            raise ReportFailed(f"{peer.place} accepted no association for storage commitment")
-        raise ReportFailed(f"nobody answers at {peer.place}")
+            if not self._is_closed:
+                self._connections.add(connection)
+                return connection
+        connection.close()
+        raise ReportFailed("the receiver is being stopped")
 
     def _context(self) -> ssl.SSLContext:
         if self._tls is None:
@@ -139,17 +138,46 @@ class Reporter:
         except UsageError as error:
             raise ReportFailed(str(error)) from None
 
-    def _end(self, association: Association) -> None:
-        with self._lock:
-            self._associations.discard(association)
-        with suppress(RuntimeError):
-            if association.is_established:
-                association.release()
-
     def close(self) -> None:
-        """Abort what is under way; nobody is called after this."""
+        """End what is under way; nobody is called after this."""
         with self._lock:
             self._is_closed = True
-            running = list(self._associations)
-        for association in running:
-            association.abort()
+            for connection in self._connections:
+                connection.hang_up()
+
+
+def _associate(connection: Connection, calling: str, called: str) -> Answer:
+    connection.send(handshake.call(calling, called, SOP_CLASS_UID, _SYNTAXES, MAX_PDU))
+    head = connection.next(ASSOCIATE_S)
+    if isinstance(head, Pdu) and head.kind == ASSOCIATE_RJ:
+        raise AssociationEnded(f"it rejected the association ({'/'.join(map(str, head.body[1:4]))})")
+    if not isinstance(head, Pdu) or head.kind != ASSOCIATE_AC:
+        raise AssociationEnded("it did not accept the association", UNEXPECTED_PDU)
+    answer = handshake.decode_answer(head.body)
+    if not answer.transfer_syntaxes:
+        connection.abort(0)
+        raise AssociationEnded("it accepts no storage commitment from us")
+    return answer
+
+
+def _tell(connection: Connection, answer: Answer, message_id: int, report: Report) -> int:
+    """Send one report; the status of its answer."""
+    context, syntax = next(iter(answer.transfer_syntaxes.items()))
+    command = dimse.event_report(message_id, SOP_CLASS_UID, SOP_INSTANCE_UID, report.event_type)
+    connection.send(message(context, command, encoded(report, syntax), answer.max_pdu))
+    head = connection.next(ANSWER_S)
+    if not isinstance(head, Pdv):
+        raise AssociationEnded("it ended the association instead of answering the report")
+    response = messages.command(connection, head, ANSWER_S)
+    if response.has_data_set:
+        for _ in messages.data_set(connection, head.context, ANSWER_S):
+            pass  # Event Reply: there is none for this SOP class
+    if not response.is_response or response.responded_to != message_id:
+        raise AssociationEnded("it answered something else than the report", UNEXPECTED_PDU)
+    return response.status
+
+
+def _release(connection: Connection) -> None:
+    with suppress(AssociationEnded):  # all has been said
+        connection.send(pdu(RELEASE_RQ, bytes(4)))
+        connection.next(RELEASE_S)
