@@ -140,7 +140,6 @@ class Commitments:
         self._engine: Engine = connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
         try:
             with translated(_WHAT):
-                self._connection: Connection = self._engine.connect()
                 self._prepare(path, create=create)
         except BaseException:
             self.close()
@@ -149,6 +148,7 @@ class Commitments:
     def _prepare(self, path: Path, *, create: bool) -> None:
         found: str | None = None
         try:
+            self._connection: Connection = self._engine.connect()
             if create:
                 switch_to_wal(self._connection)
                 with immediate(self._connection):

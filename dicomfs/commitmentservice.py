@@ -45,13 +45,13 @@ _PRUNE_S: Final = 3600.0
 _NICE: Final = 10
 _TRIES: Final = 5
 """Times that a store is asked which cannot be read, before everything counts as failed."""
-_STOP_S: Final = 3.0
+_STOP_S: Final = 2.0
 
 
 class Keeper(Protocol):
     """Tells what is safe: `safekeeping.SafeKeeping`."""
 
-    def flaw(self, reference: Reference) -> Reason | None: ...
+    def flaw(self, reference: Reference, /) -> Reason | None: ...
 
     def close(self) -> None: ...
 

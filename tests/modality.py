@@ -1,6 +1,7 @@
 """A modality for tests: it stores, asks for storage commitment, and waits for the result (pynetdicom)."""
 
 import queue
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_role
 from pynetdicom.transport import ThreadedAssociationServer
 
-from tests.support import LOCALHOST
+from tests.support import LOCALHOST, wait_until
 
 COMMITMENT = UID("1.2.840.10008.1.20.1")
 INSTANCE = UID("1.2.840.10008.1.20.1.1")
@@ -63,6 +64,17 @@ class Modality:
     """Status of its answers to results."""
     results: "queue.Queue[Result]" = field(default_factory=queue.Queue)
     server: ThreadedAssociationServer | None = None
+    sockets: list[socket.socket] = field(default_factory=list)
+    """The library leaves those open that the other side has closed first."""
+
+    def _note(self, event: evt.Event) -> None:
+        connected = event.assoc.dul.socket
+        if connected is not None and connected.socket is not None:
+            self.sockets.append(connected.socket)
+
+    def _close_sockets(self) -> None:
+        while self.sockets:
+            self.sockets.pop().close()
 
     @property
     def port(self) -> int:
@@ -79,14 +91,17 @@ class Modality:
             (LOCALHOST, port),
             block=False,
             ssl_context=ssl_context,
-            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._hear)],
+            evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._hear), (evt.EVT_CONN_OPEN, self._note)],
         )
 
     def hang_up(self) -> None:
         """Wait for results no longer."""
         if self.server is not None:
+            running = self.server.active_associations
+            wait_until(lambda: not any(it.is_alive() for it in running), "the end of the associations")
             self.server.shutdown()
             self.server = None
+        self._close_sockets()
 
     def __enter__(self) -> Self:
         self.listen()
@@ -134,11 +149,17 @@ class Modality:
             evt_handlers=[(evt.EVT_N_EVENT_REPORT, self._hear)],
         )
         assert association.is_established
+        assert association.dul.socket is not None
+        connected = association.dul.socket.socket
         try:
             yield association
         finally:
             if association.is_established:
                 association.release()
+            association.join(PATIENCE_S)
+            association.dul.join(PATIENCE_S)
+            if connected is not None:
+                connected.close()
 
     def ask(self, port: int, ds: Dataset) -> int:
         """Ask on an association of its own, which is released at once; the status of the answer."""
