@@ -244,9 +244,7 @@ _HAS_ORIGINAL = select(originals.c.id).where(
     originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
 )
 _KEPT_UNDER = (
-    select(
-        originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax
-    )
+    select(originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax)
     .join(instances, instances.c.id == originals.c.instance)
     .where(instances.c.sop_uid == bindparam("sop_uid"))
     .order_by(originals.c.id)

@@ -1,7 +1,8 @@
 """The receiving door: who may come in, and how long associations last; each in a thread of its own.
 
-Accepts Verification, Storage Commitment and every storage SOP class, private and unknown ones included, in every transfer
-syntax; of those a sender proposes for one presentation context, the one that keeps most (`preferred`).
+Accepts Verification, Storage Commitment and every storage SOP class, private and unknown ones included, in
+every transfer syntax; of those a sender proposes for one presentation context, the one that keeps most
+(`preferred`).
 What an association does is in `association.py`. Here are the listening socket, the limits that all
 associations share, and the end: drained, then aborted. Called by `cli.py`, which owns signals and logging
 set-up.
