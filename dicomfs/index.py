@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 from sqlalchemy import (
     ColumnElement,
@@ -294,9 +295,9 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailable(f"the index cannot be used now: {cause}") from error
 
 
-def _connect(path: Path, timeout_s: float) -> Engine:
+def _connect(path: Path, timeout_s: float, *, immutable: bool) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
         connect_args={"timeout": timeout_s, "check_same_thread": False},
         poolclass=NullPool,
     )
@@ -316,8 +317,8 @@ def _connect(path: Path, timeout_s: float) -> Engine:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Open, or with `create` make, the index file.
+    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
+        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
 
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
@@ -330,7 +331,8 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
+        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._engine = _connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(create=create)

@@ -29,6 +29,7 @@ from dicomfs.errors import (
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
+    StrangerRefused,
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, Index
@@ -303,8 +304,10 @@ class Ingest:
             folders.add(self.archive.publish(spool, known.sequence))
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
         if receipt.duplicates is Duplicates.REJECT and (earlier := writer.earlier(header)) is not None:
-            stranger = "" if earlier.is_same_patient else ", and it bears another patient's identity"
-            return DuplicateRefused(f"another object of the same UIDs is stored already{stranger}")
+            text = "another object of the same UIDs is stored already"
+            if earlier.is_same_patient:
+                return DuplicateRefused(text)
+            return StrangerRefused(f"{text}, and it bears another patient's identity")
         return None
 
     @staticmethod

@@ -100,7 +100,7 @@ def test_what_was_acknowledged_survives(tmp_path: Path) -> None:
         storescu(receiver.port, *everything)
     kept = in_store(store)
     assert kept.keys() == {original(path).sop_uid for path in everything}
-    assert json.loads(dicomfs("status", "--json", "--store", store).stdout)["refused"] == 0
+    assert json.loads(dicomfs("status", "--json", "--store", store).stdout)["quarantined"] == 0
     on_disk = sorted(path.stem.split("-")[0] for path in (store / "archive").rglob("*.dcm"))
     assert on_disk == sorted(it.digest for it in kept.values())
     assert "Traceback" not in (tmp_path / "scp.log").read_text()

@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "recipes", "values", "access", "scpoptions", "config"),
+    *("errors", "model", "recipes", "values", "access", "scpoptions", "config", "activity", "runfile"),
     *("naming", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "writer", "index", "renditions", "ingest"),
+    *("archive", "schema", "writer", "index", "census", "renditions", "ingest"),
     *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -31,6 +31,7 @@ ORDER = (
         "mount",
     ),
     *("samba", "service", "serve"),
+    *("status", "metrics", "statusview", "statuscommand"),
     "cli",
 )
 RECEIVE = {
@@ -59,7 +60,7 @@ PRESENT = {
     "fuse",
     "mount",
 }
-BOTH = {"serve", "cli"}
+BOTH = {"serve", "status", "metrics", "statusview", "statuscommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -79,10 +80,11 @@ HOME = {
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
+    "prometheus_client": {"metrics"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "writer", "index", "renditions"},
+    "sqlalchemy": {"schema", "writer", "index", "census", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
