@@ -115,7 +115,7 @@ class Reporter:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._report(stopped=time.time())
+        self._report(is_end=True)
         if self._file is not None:
             self._file.close()
 
@@ -123,15 +123,16 @@ class Reporter:
         while not self._stop.wait(REPORT_S):
             self._report()
 
-    def _report(self, stopped: float = 0.0) -> None:
+    def _report(self, *, is_end: bool = False) -> None:
         try:
             if self._file is None:
                 self._file = _File.take(self._folder)
                 if self._file.former is not None:
                     self._activity.inherit(self._file.former.activity)
             said = self._activity.snapshot()
-            if stopped or said != self._said:
-                self._file.write(Record(self._process, said, time.time(), stopped))
+            if is_end or said != self._said:
+                now = time.time()
+                self._file.write(Record(self._process, said, written=now, stopped=now if is_end else 0.0))
                 self._said = said
         except OSError as error:
             if not self._is_troubled:

@@ -1,0 +1,160 @@
+"""`dicomfs status` beside a real receiver: what it tells while senders are there, and after it was killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from dicomfs.runfile import records
+from tests.integration.test_scp import EXPLICIT, MR, Wire, synthetic
+from tests.support import LOCALHOST, Running, command_line, require, running, wait_until
+from tests.system.programs import NO_DELAY, dicomfs, named
+
+OK, USAGE, ALARM = 0, 2, 7
+FAMILY, GIVEN, IDENTIFIER = "Geheimniskraemer", "Sieglinde", "PID-4711-X"
+STUDY = "1.2.826.0.1.3680043.8.498.44"
+TOO_LARGE = 1 << 20
+
+
+@contextmanager
+def receiver(folder: Path, store: Path) -> Iterator[tuple[Running, int]]:
+    argv = command_line("scp", "--store", store, "--host", LOCALHOST, "--port", "0", "--allow", "CT*")
+    argv += ["--duplicates", "reject", "--max-object", str(TOO_LARGE)]
+    log = folder / "log"
+    log.unlink(missing_ok=True)
+
+    def port() -> int:
+        found = re.search(r"listening on .* port (\d+)", log.read_text())
+        return int(found[1]) if found and records(store) else 0
+
+    with running(argv, log, port, "dicomfs scp listens") as program:
+        yield program, port()
+
+
+def storescu(port: int, *words: str | Path) -> str:
+    argv = [require("storescu"), "-v", *map(str, words[:-1]), LOCALHOST, str(port), str(words[-1])]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, env=NO_DELAY)
+    return done.stdout + done.stderr
+
+
+def told(store: Path) -> dict[str, Any]:
+    done = dicomfs("status", "--json", "--store", store)
+    assert (done.returncode, done.stderr) == (OK, "")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def by(refusals: list[dict[str, Any]]) -> dict[tuple[str, str], int]:
+    """What was refused or rejected in the last hour, by reason and title."""
+    return {(one["what"][:30], one["who"].split(" at ")[0]): one["last_hour"] for one in refusals}
+
+
+def test_a_day_of_a_receiver(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    patient = f"{FAMILY}^{GIVEN}"
+    good = named(tmp_path / "1.dcm", patient, patient_id=IDENTIFIER, study=STUDY, seed="one")
+    other = named(tmp_path / "2.dcm", patient, patient_id=IDENTIFIER, study=STUDY, seed="one", number=2)
+    stranger = named(tmp_path / "3.dcm", f"{GIVEN}^{FAMILY}", patient_id="7", study=STUDY, seed="one")
+    with receiver(tmp_path, store) as (program, port):
+        assert told(store)["receivers"][0]["pid"] == program.process.pid
+        assert "Success" in storescu(port, "-aet", "CT1", "-aec", "DICOMFS", good)
+        assert "Success" in storescu(port, "-aet", "CT1", "-aec", "DICOMFS", good)
+        for again in (other, stranger):
+            storescu(port, "-aet", "CT1", "-aec", "DICOMFS", again)
+        assert "Calling AE Title Not" in storescu(port, "-aet", "XX1", "-aec", "DICOMFS", good)
+        assert "Called AE Title Not" in storescu(port, "-aet", "CT1", "-aec", "WRONG", good)
+        one = synthetic("2.25.77", PatientName=patient)
+        with Wire(port, [(MR, [EXPLICIT])], calling="CT2") as wire:
+            assert wire.store(one.data_set, MR, "2.25.77")[0] == 0x0000
+            assert wire.store(one.data_set, MR, "2.25.78")[0] == 0xA900
+            assert wire.store(one.data_set[:-100], MR, "2.25.77")[0] == 0xC000
+            assert wire.store(bytes(TOO_LARGE + 1), MR, "2.25.79")[0] == 0xC002
+            received = 3 * len(one.data_set) - 100 + TOO_LARGE + 1
+            wait_until(lambda: told(store)["receivers"][0]["open"][0]["refused"] == 3, "the next report")
+            facts = told(store)
+            (visit,) = facts["receivers"][0]["open"]
+            assert (visit["ae_title"], visit["address"]) == ("CT2", "127.0.0.1")
+            assert (visit["objects"], visit["refused"], visit["bytes"]) == (1, 3, received)
+            assert facts["receivers"][0]["running"]
+            people = dicomfs("status", "--store", store).stdout
+            assert re.search(r"CT2 at 127\.0\.0\.1 +since .* 1 stored +3 refused", people)
+            os.kill(program.process.pid, signal.SIGKILL)
+            program.process.wait()
+            assert wire.is_cut_off()
+    facts = told(store)
+    said = people + json.dumps(facts)
+    assert not facts["receivers"][0]["running"]
+    assert [alarm["kind"] for alarm in facts["alarms"]] == ["receiver_died", "identity_conflict"]
+    assert by(facts["refused"]) == {
+        ("0111 Another object of these U", "CT1"): 1,
+        ("0111 Another patient's object ", "CT1"): 1,
+        ("A900 SOP UIDs of command and d", "CT2"): 1,
+        ("C000 Data set cannot be read, ", "CT2"): 1,
+        ("C002 Object is larger than thi", "CT2"): 1,
+    }
+    assert by(facts["associations_failed"]) == {
+        ("rejected: calling AE title not", "XX1"): 1,
+        ("rejected: called AE title not ", "CT1"): 1,
+    }
+    assert facts["totals"]["objects_received"] == {
+        "new": 2,
+        "already_there": 1,
+        "repaired": 0,
+        "other_version": 0,
+    }
+    assert {(one["source_ae"], one["objects"]) for one in facts["last_hour"]} == {("CT1", 1), ("CT2", 1)}
+    assert facts["quarantined"] == 3
+    check = dicomfs("status", "--check", "--store", store)
+    assert check.returncode == ALARM
+    assert "without being stopped" in check.stdout
+    # The next one goes on where that one ended.
+    with receiver(tmp_path, store) as (program, port):
+        storescu(port, "-aet", "XX1", "-aec", "DICOMFS", good)
+        wait_until(lambda: ("rejected: calling AE title not", "XX1") in by(told(store)["associations_failed"])
+                   and told(store)["totals"]["associations_failed"]
+                   == {"rejected: calling AE title not recognized": 2,
+                       "rejected: called AE title not recognized": 1}, "the next report")  # fmt: skip
+        assert [alarm["kind"] for alarm in told(store)["alarms"]] == ["identity_conflict"]
+        done = dicomfs("status", "--metrics", "--store", store)
+        assert (done.returncode, done.stderr) == (OK, "")
+    samples = [s for family in text_string_to_metric_families(done.stdout) for s in family.samples]
+    (rejected,) = [s.value for s in samples if "calling" in s.labels.get("reason", "")]
+    assert rejected == 2
+    (file,) = (store / "run").iterdir()
+    facts = told(store)
+    assert facts["receivers"][0]["stopped"]
+    said += done.stdout + json.dumps(facts) + check.stdout + file.read_bytes().decode("latin-1")
+    for arguments in (["--superseded"], ["--conflicts"], ["--conflicts", "--json"], []):
+        done = dicomfs("status", *arguments, "--store", store)
+        assert (done.returncode, done.stderr) == (OK, "")
+        said += done.stdout
+    for word in (FAMILY, GIVEN, IDENTIFIER):
+        assert word.lower() not in said.lower()
+
+
+def test_conflicts_are_listed_and_reviewed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for number, patient in enumerate(("A^B", "C^D")):
+        path = named(tmp_path / f"{number}.dcm", patient, patient_id=patient, study=STUDY, seed="one")
+        assert dicomfs("import", "-q", "--store", store, path).returncode == OK
+    assert dicomfs("status", "--check", "--store", store).returncode == ALARM
+    for what in ("--conflicts", "--superseded"):
+        (listed,) = json.loads(dicomfs("status", what, "--json", "--store", store).stdout)
+        assert (listed["conflict"], listed["source_ae"]) == (True, "")
+        assert str(listed["sequence"]) in dicomfs("status", what, "--store", store).stdout
+    assert dicomfs("status", "--reviewed", str(listed["sequence"] + 1), "--store", store).returncode == USAGE
+    assert dicomfs("status", "--reviewed", str(listed["sequence"]), "--store", store).returncode == OK
+    check = dicomfs("status", "--check", "--store", store)
+    assert (check.returncode, check.stdout) == (OK, "no alarm\n")
+
+
+def test_wrong_usage(tmp_path: Path) -> None:
+    for arguments in (["--json", "--metrics"], ["--superseded", "--most", "0"], ["--reviewed", "x"]):
+        assert dicomfs("status", *arguments, "--store", tmp_path).returncode == USAGE
