@@ -94,6 +94,8 @@ def test_version() -> None:
             ["scp", "--open", "--tls-certificate", "/no/cert.pem", "--tls-client", "off"],
             "cannot read tls_certificate /no/cert.pem: No such file",
         ),
+        (["status", "--superseded", "--most", "0"], "at least 1"),
+        (["status", "--json", "--metrics"], "not allowed with"),
         (["mount"], "mountpoint"),
         (["import"], "PATH"),
         (["serve"], "--mount"),
