@@ -1,17 +1,21 @@
 """`dicomfs status` beside a real receiver: what it tells while senders are there, and after it was killed."""
 
+import io
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dicomfs import cli
 from dicomfs.runfile import records
 from tests.integration.test_scp import EXPLICIT, MR, Wire, synthetic
 from tests.support import LOCALHOST, Running, command_line, require, running, wait_until
@@ -44,10 +48,15 @@ def storescu(port: int, *words: str | Path) -> str:
     return done.stdout + done.stderr
 
 
+def status(store: Path, *arguments: str, code: int = OK) -> str:
+    """What the command prints, run in this process; it must end with this code."""
+    with redirect_stdout(io.StringIO()) as said:
+        assert cli.main(["status", *arguments, "--store", str(store)]) == code
+    return said.getvalue()
+
+
 def told(store: Path) -> dict[str, Any]:
-    done = dicomfs("status", "--json", "--store", store)
-    assert (done.returncode, done.stderr) == (OK, "")
-    facts: dict[str, Any] = json.loads(done.stdout)
+    facts: dict[str, Any] = json.loads(status(store, "--json"))
     return facts
 
 
@@ -91,7 +100,7 @@ def test_a_day_of_a_receiver(tmp_path: Path) -> None:
             assert (visit["ae_title"], visit["address"]) == ("CT2", "127.0.0.1")
             assert (visit["objects"], visit["refused"], visit["bytes"]) == (1, 3, received)
             assert facts["receivers"][0]["running"]
-            people = dicomfs("status", "--store", store).stdout
+            people = status(store)
             assert re.search(r"CT2 at 127\.0\.0\.1 +since .* 1 stored +3 refused", people)
             os.kill(program.process.pid, signal.SIGKILL)
             program.process.wait()
@@ -127,33 +136,32 @@ def test_a_day_of_a_receiver(tmp_path: Path) -> None:
         storescu(port, "-aet", "XX1", "-aec", "DICOMFS", good)
         wait_until(lambda: rejected(store) == 2, "the next report")
         assert [alarm["kind"] for alarm in told(store)["alarms"]] == ["identity_conflict"]
-        done = dicomfs("status", "--metrics", "--store", store)
-        assert (done.returncode, done.stderr) == (OK, "")
-    samples = [s for family in text_string_to_metric_families(done.stdout) for s in family.samples]
+        text = status(store, "--metrics")
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     assert [s.value for s in samples if "calling" in s.labels.get("reason", "")] == [2]
     (file,) = (store / "run").iterdir()
     facts = told(store)
     assert facts["receivers"][0]["stopped"]
-    said += done.stdout + json.dumps(facts) + check.stdout + file.read_bytes().decode("latin-1")
+    said += text + json.dumps(facts) + check.stdout + file.read_bytes().decode("latin-1")
     for arguments in (["--superseded"], ["--conflicts"], ["--conflicts", "--json"], []):
-        done = dicomfs("status", *arguments, "--store", store)
-        assert (done.returncode, done.stderr) == (OK, "")
-        said += done.stdout
+        said += status(store, *arguments)
     for word in (FAMILY, GIVEN, IDENTIFIER):
         assert word.lower() not in said.lower()
 
 
-def test_conflicts_are_listed_and_reviewed(tmp_path: Path) -> None:
+def test_conflicts_are_listed_and_reviewed(
+    tmp_path: Path, expected_warnings: list[logging.LogRecord], capsys: pytest.CaptureFixture[str]
+) -> None:
     store = tmp_path / "store"
     for number, patient in enumerate(("A^B", "C^D")):
         path = named(tmp_path / f"{number}.dcm", patient, patient_id=patient, study=STUDY, seed="one")
-        assert dicomfs("import", "-q", "--store", store, path).returncode == OK
-    assert dicomfs("status", "--check", "--store", store).returncode == ALARM
+        assert cli.main(["import", "-q", "--store", str(store), str(path)]) == OK
+    status(store, "--check", code=ALARM)
     for what in ("--conflicts", "--superseded"):
-        (listed,) = json.loads(dicomfs("status", what, "--json", "--store", store).stdout)
+        (listed,) = json.loads(status(store, what, "--json"))
         assert listed["conflict"]
-        assert str(listed["sequence"]) in dicomfs("status", what, "--store", store).stdout
-    assert dicomfs("status", "--reviewed", str(listed["sequence"] + 1), "--store", store).returncode == USAGE
-    assert dicomfs("status", "--reviewed", str(listed["sequence"]), "--store", store).returncode == OK
-    check = dicomfs("status", "--check", "--store", store)
-    assert (check.returncode, check.stdout) == (OK, "no alarm\n")
+        assert str(listed["sequence"]) in status(store, what)
+    status(store, "--reviewed", str(listed["sequence"] + 1), code=USAGE)
+    assert f"the newest original is {listed['sequence']}" in capsys.readouterr().err
+    status(store, "--reviewed", str(listed["sequence"]))
+    assert status(store, "--check") == "no alarm\n"
