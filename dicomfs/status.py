@@ -322,17 +322,22 @@ def _alarms(
     if unreviewed is not None and unreviewed.number:
         yield Alarm(
             "identity_conflict",
-            f"{unreviewed.number} originals bear another patient's identity than earlier ones of the same "
-            "UIDs: find out who is right (status --conflicts), then status "
-            f"--reviewed {unreviewed.latest_sequence}",
+            f"{counted(unreviewed.number, 'original')} with another patient's identity than earlier ones of "
+            "the same UIDs: find out who is right (status --conflicts), then: status --reviewed "
+            f"{unreviewed.latest_sequence}",
         )
     strangers = sum(one.last_day for one in receiving.refused if one.what.endswith(OTHER_PATIENT))
     if strangers:
         yield Alarm(
             "identity_conflict",
-            f"{strangers} objects were refused within a day that bear another patient's identity than the "
+            f"{counted(strangers, 'object')} refused within a day, with another patient's identity than the "
             "stored ones of the same UIDs: find out who is right",
         )
+
+
+def counted(number: int, noun: str) -> str:
+    """As people write it: `1 object`, `2,000 objects`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 # Review

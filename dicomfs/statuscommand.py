@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dicomfs import explain, metrics, status, statusview
+from dicomfs import explain, status, statusview
 from dicomfs.census import ALL, Census
 from dicomfs.config import Settings
 from dicomfs.errors import UsageError
@@ -63,6 +63,8 @@ def answer(options: argparse.Namespace, settings: Settings) -> Answer:
         text = "; ".join(alarm.text for alarm in found.alarms) or "no alarm"
         return Answer(f"{text}\n", is_alarm=bool(found.alarms))
     if options.metrics:
+        from dicomfs import metrics  # noqa: PLC0415  its library is large, and others start without it
+
         return Answer(metrics.exposition(found))  # which says so itself when the store cannot be read
     text = _json(statusview.facts(found)) if options.json else _text(statusview.lines(found))
     return Answer(text, trouble=found.index_trouble)

@@ -8,7 +8,7 @@ from typing import Any, Final
 from dicomfs.activity import DAY_S, OpenAssociation
 from dicomfs.census import KeptOriginal
 from dicomfs.runfile import Record
-from dicomfs.status import Receiving, Refusals, Space, Status
+from dicomfs.status import Receiving, Refusals, Space, Status, counted
 
 MOST_LINES: Final = 20
 """Of one kind, for people; `--json` has the rest."""
@@ -23,8 +23,8 @@ def lines(status: Status) -> Iterator[str]:
     yield ""
     yield from _section("receiver", _receivers(status.receiving, status.taken))
     yield from _section("last hour", _last_hour(status.receiving, status.taken))
-    yield from _section("refused", _refusals("objects", status.receiving.refused, status.taken))
-    yield from _section("rejected", _refusals("associations", status.receiving.failed, status.taken))
+    yield from _section("refused", _refusals("object", status.receiving.refused, status.taken))
+    yield from _section("rejected", _refusals("association", status.receiving.failed, status.taken))
     yield from _section("space", _space(status.space))
     yield from _section("stored", _stored(status))
     yield from _section("quarantine", _aside(status))
@@ -49,7 +49,7 @@ def _receivers(receiving: Receiving, now: float) -> Iterator[str]:
             continue
         yield f"{who}, running since {_when(process.started, now)} (process {process.pid})"
         number = one.activity.open
-        yield f"{number} open association{'s' * (number != 1)}{':' * bool(number)}"
+        yield f"{counted(number, 'open association')}{':' * bool(number)}"
         shown = one.activity.visits[:MOST_LINES]
         yield from _table([_association(visit, now) for visit in shown])
         if number > len(shown):
@@ -73,7 +73,7 @@ def _last_hour(receiving: Receiving, now: float) -> Iterator[str]:
     objects = sum(one.objects for one in receiving.last_hour)
     size = sum(one.bytes for one in receiving.last_hour)
     newest = f"; the newest of all: {_when(receiving.latest, now)}" if receiving.latest else ""
-    yield f"{objects} new objects, {_bytes(size)}{newest}"
+    yield f"{counted(objects, 'new object')}, {_bytes(size)}{newest}"
     shown = receiving.last_hour[:MOST_LINES]
     yield from _table([(one.source_ae or "(import)", str(one.objects), _bytes(one.bytes)) for one in shown])
     if len(receiving.last_hour) > len(shown):
@@ -82,7 +82,7 @@ def _last_hour(receiving: Receiving, now: float) -> Iterator[str]:
 
 def _refusals(what: str, refusals: Sequence[Refusals], now: float) -> Iterator[str]:
     hour, day = sum(one.last_hour for one in refusals), sum(one.last_day for one in refusals)
-    yield f"{hour} {what} in the last hour, {day} in the last day{':' * bool(refusals)}"
+    yield f"{counted(hour, what)} in the last hour, {day:,} in the last day{':' * bool(refusals)}"
     for one in refusals[:MOST_LINES]:
         yield f"  {one.last_hour} / {one.last_day}  {one.who}: {one.what}"
         yield f"    {_when(one.latest, now)}  {one.text}"
@@ -114,17 +114,17 @@ def _stored(status: Status) -> Iterator[str]:
         return
     yield ", ".join(f"{number:,} {name}" for name, number in asdict(counts).items())
     if status.superseded:
-        yield f"{status.superseded} originals are kept and not shown (--superseded lists them)"
+        yield f"{counted(status.superseded, 'original')} kept and not shown (--superseded)"
     if conflicts is not None and unreviewed is not None and conflicts.number:
         latest = _when(conflicts.latest_received, status.taken)
         yield (
-            f"{conflicts.number} originals bear another patient's identity (--conflicts lists them), "
-            f"{unreviewed.number} not reviewed, the latest of {latest}"
+            f"{counted(conflicts.number, 'original')} with another patient's identity (--conflicts), "
+            f"the latest of {latest}; {unreviewed.number:,} not reviewed"
         )
 
 
 def _aside(status: Status) -> Iterator[str]:
-    yield f"{status.quarantined.number} refused data sets kept aside in {status.store}/quarantine"
+    yield f"{counted(status.quarantined.number, 'refused data set')} kept aside in {status.store}/quarantine"
     for when, why in status.quarantined.newest:
         yield f"  {_when(when, status.taken)}  {why}"
 
@@ -132,7 +132,7 @@ def _aside(status: Status) -> Iterator[str]:
 def _pictures(status: Status) -> Iterator[str]:
     if status.not_displayable is None:
         return
-    yield f"{len(status.not_displayable)} frames cannot be displayed"
+    yield f"{counted(len(status.not_displayable), 'frame')} that cannot be displayed"
     for one in status.not_displayable[:MOST_LINES]:
         yield f"  original {one.original} frame {one.frame}: {one.reason}"
 

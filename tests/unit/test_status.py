@@ -217,7 +217,7 @@ def test_conflicts_are_an_alarm_until_somebody_has_looked(tmp_path: Path, index:
     assert statusview.facts(look(tmp_path))["identity_conflicts"] == 1
     conflict(2)
     (alarm,) = look(tmp_path).alarms
-    assert alarm.text.startswith("1 originals")
+    assert alarm.text.startswith("1 original with")
 
 
 def test_the_plans_of_the_lists_read_no_whole_table(tmp_path: Path, index: Index) -> None:
@@ -264,7 +264,7 @@ def test_refusals_of_several_receivers_are_told_together(tmp_path: Path, index: 
     assert found.receiving.opened_total == 3
     assert [one.process.pid for one in found.receiving.receivers] == [1, 2]
     (alarm,) = found.alarms
-    assert alarm.text.startswith("3 objects were refused within a day")
+    assert alarm.text.startswith("3 objects refused within a day")
 
 
 def test_a_receiver_that_was_stopped_is_no_alarm(tmp_path: Path, index: Index) -> None:
