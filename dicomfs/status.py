@@ -189,6 +189,10 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
                 troubles.append(f"what cannot be displayed is not known: {error}")
     except StoreUnavailable as error:
         index_trouble = str(error)
+    for name, what in ((RUN_FOLDER, "what receivers do"), ("quarantine", "what is in quarantine")):
+        folder = store / name
+        if os.access(folder, os.F_OK) and not os.access(folder, os.R_OK | os.X_OK):
+            troubles.append(f"{what} is not known: this user may not look into {folder}")
     space = _space(store, known, min_free, rate)
     if space is None:
         troubles.append("free space is not known: the disk cannot be asked")

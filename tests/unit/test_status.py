@@ -267,12 +267,16 @@ def test_refusals_of_several_receivers_are_told_together(tmp_path: Path, index: 
     assert alarm.text.startswith("3 objects refused within a day")
 
 
-def test_a_receiver_that_was_stopped_is_no_alarm(tmp_path: Path, index: Index) -> None:
+def test_trouble_is_an_alarm_and_a_receiver_that_was_stopped_is_none(tmp_path: Path, index: Index) -> None:
     activity = Activity()
-    with Reporter(tmp_path, activity, Process(1, NOW, "DICOMFS", 104, 0)):
+    with Reporter(tmp_path, activity, Process(1, NOW, "DICOMFS", 104, 0)) as reporter:
         visit = activity.opened("CT1", "10.0.0.1", NOW)
         activity.refused(visit, "A700 no", "why", NOW, is_trouble=True)
         activity.closed(visit)
+        reporter._report()
+        assert [(one.kind, one.text[-7:]) for one in look(tmp_path).alarms] == [
+            ("store_unavailable", "A700 no")
+        ]
     found = look(tmp_path)
     assert found.alarms == ()
     assert "not running: DICOMFS, port 104, stopped" in "\n".join(statusview.lines(found))
@@ -344,15 +348,18 @@ def test_a_store_that_cannot_be_written(*, rendered: bool) -> None:
                 plain.execute("CREATE TABLE about (key, value)")
         for path in store.iterdir():
             path.chmod(0o444)
+        (store / "quarantine").mkdir(mode=0)
         store.chmod(0o555)
         if os.geteuid() != 0 and os.access(store, os.W_OK):
             lacking("this user may write anywhere")
         argv = [sys.executable, "-c", PLAYED_BY_NOBODY, str(store)]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, cwd=ROOT)
         store.chmod(0o755)
+        (store / "quarantine").chmod(0o755)
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 instances, 2 originals" in done.stdout
     assert ("what cannot be displayed is not known" in done.stdout) == rendered
+    assert "what is in quarantine is not known: this user may not look into" in done.stdout
 
 
 # Metrics
