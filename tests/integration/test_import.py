@@ -224,7 +224,7 @@ def test_policy_and_watermark_are_those_of_the_receiver(
     try:
         image = index.image(1)
         assert image is not None
-        assert dcmread(Archive(store).path(image.hash)).ImageComments == "another"
+        assert dcmread(Archive(store).path(image.hash, image.original)).ImageComments == "another"
     finally:
         index.close()
 
