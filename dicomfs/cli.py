@@ -15,8 +15,8 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -25,23 +25,24 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
+from dicomfs import __version__, importer, offline, samba, scp, serve, service, statuscommand
 from dicomfs import mount as mounting
+from dicomfs.activity import Activity
 from dicomfs.association import Limits
-from dicomfs.commitments import counts as commitment_counts
 from dicomfs.commitmentservice import CommitmentService
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
-from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
 from dicomfs.peers import address_book
-from dicomfs.renditions import RENDITIONS_NAME, Renditions
-from dicomfs.reporter import Reporter
+from dicomfs.reporter import Reporter as ResultReporter
+from dicomfs.runfile import Process, Reporter
 from dicomfs.scpoptions import (
+    Flag,
     ScpOptions,
     access,
     for_this_machine,
+    import_flags,
     scp_arguments,
     scp_flags,
     scp_options,
@@ -60,6 +61,8 @@ STORE_FULL: Final = 4
 STORE_TROUBLE: Final = 5
 """The store is of another version, is none, or cannot be used now."""
 MOUNT_REFUSED: Final = 6
+ALARM: Final = 7
+"""`status --check`: a person has to see to something."""
 EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
     MountRefused: MOUNT_REFUSED,
     UsageError: USAGE,
@@ -145,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
         epilog=f"The store is --store, else ${STORE_VARIABLE}, else that of --config, else /var/lib/dicomfs. "
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 objects refused or none found (import), 4 no space, "
-        "5 trouble with the store, 6 mount refused.",
+        "5 trouble with the store, 6 mount refused, 7 alarm (status --check).",
     )
     parser.add_argument("--version", action="version", version=f"dicomfs {__version__}")
     common = argparse.ArgumentParser(add_help=False)
@@ -163,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     receive = add("scp", _scp, "Receive images (C-STORE) until stopped.")
-    _add_scp(receive)
+    _add_flags(receive, scp_flags())
 
     mount = add("mount", _mount, "Show the store as folders of pictures, until unmounted or stopped.")
     mount.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -174,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     take_in = add("import", _import, "Take in DICOM files from disk, the same way as received ones.")
     take_in.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
     take_in.add_argument("--json", action="store_true", help="print the summary as JSON")
+    _add_flags(take_in, import_flags())
 
     render = add(
         "render", _render, "Write pictures of DICOM files, as a mount of exactly these would show them."
@@ -194,14 +198,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also share the mount on this port of 127.0.0.1, to guests",
     )
-    _add_scp(together)
+    _add_flags(together, scp_flags())
     _add_mount(together)
 
-    status = add("status", _status, "What the store holds, and what cannot be displayed.")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument(
-        "paths", nargs="*", type=Path, metavar="PATH", help="files in a mount: what is behind them, and why"
-    )
+    look = add("status", _status, "What is received and refused, what the store holds, and alarms.")
+    statuscommand.add_arguments(look)
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -212,8 +213,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_scp(command: argparse.ArgumentParser) -> None:
-    for flag in scp_flags():
+def _add_flags(command: argparse.ArgumentParser, flags: Iterable[Flag]) -> None:
+    for flag in flags:
         text = flag.help.replace("%", "%%")
         if not flag.metavar:
             command.add_argument(
@@ -239,8 +240,8 @@ def _options_text() -> str:
 
 
 def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
-    given = {flag.name: getattr(options, flag.name) for flag in scp_flags()}
-    given = {name: value for name, value in given.items() if value is not None}
+    words = vars(options)
+    given = {flag.name: words[flag.name] for flag in scp_flags() if words.get(flag.name) is not None}
     return replace(settings, scp=scp_options(given, settings.scp))
 
 
@@ -269,7 +270,7 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
-    who, certificates = access(chosen), _certificates(chosen)
+    who, certificates, activity = access(chosen), _certificates(chosen), Activity()
     with (
         _stop_signals() as wait_for_stop,
         Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
@@ -282,6 +283,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             ingest,
             access=who,
             certificates=certificates,
+            activity=activity,
             commitment=commitment,
             limits=Limits(
                 associations=chosen.max_associations,
@@ -294,11 +296,14 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             ),
         )
         _tell_who_may_send(chosen)
-        service.notify(service.READY, os.environ)
-        wait_for_stop()
-        service.notify(service.STOPPING, os.environ)
-        log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
-        server.stop(chosen.drain_seconds)
+        min_free = chosen.min_free.of(shutil.disk_usage(settings.store).total)
+        process = Process(os.getpid(), time.time(), chosen.aet, server.port, min_free)
+        with Reporter(settings.store, activity, process):
+            service.notify(service.READY, os.environ)
+            wait_for_stop()
+            service.notify(service.STOPPING, os.environ)
+            log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
+            server.stop(chosen.drain_seconds)
     return OK
 
 
@@ -310,13 +315,13 @@ def _certificates(chosen: ScpOptions) -> Certificates | None:
     return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
 
 
-def _reporter(chosen: ScpOptions) -> Reporter:
+def _reporter(chosen: ScpOptions) -> ResultReporter:
     """Tells senders the results of their storage commitments. Raises UsageError."""
     certificate, authorities = chosen.tls_certificate, chosen.tls_ca
     tls = None
     if certificate is not None and authorities is not None:
         tls = partial(calling_context, certificate, chosen.tls_key, authorities)
-    return Reporter(address_book(chosen.peer), tls)
+    return ResultReporter(address_book(chosen.peer), tls)
 
 
 def _tell_who_may_send(chosen: ScpOptions) -> None:
@@ -341,15 +346,17 @@ def _mount(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
-    tally = _take_in(options, settings.store, as_json=options.json)
+    chosen = _with_scp(options, settings).scp
+    way_in = partial(Ingest.open, settings.store, chosen.duplicates, chosen.min_free.of)
+    tally = _take_in(options, way_in, as_json=options.json)
     return OK if tally.complete else SOME_REFUSED
 
 
-def _take_in(options: argparse.Namespace, store: Path, *, as_json: bool = False) -> "_Tally":
+def _take_in(options: argparse.Namespace, way_in: Callable[[], Ingest], *, as_json: bool = False) -> "_Tally":
     """Take the files of `options.paths` into a store, with progress and summary."""
     files = importer.find(options.paths)
     tally = _Tally(len(files))
-    with Ingest.open(store) as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
+    with way_in() as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
 
         def done(result: importer.Result) -> None:
             tally.note(result)
@@ -371,7 +378,7 @@ def _render(options: argparse.Namespace, settings: Settings) -> int:
     # A store of its own, thrown away afterwards, so that names and pools are exactly a mount's.
     with tempfile.TemporaryDirectory(prefix="dicomfs-render-") as scratch:
         store = Path(scratch, "store")
-        tally = _take_in(options, store)
+        tally = _take_in(options, partial(Ingest.open, store))
         total = offline.count(store, chosen)
         with _progress("rendering", total, quiet=options.quiet) as advance:
             written = offline.write_out(store, options.output, chosen, advance)
@@ -561,62 +568,12 @@ def _is_mounted(mountpoint: Path) -> bool:
 
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:
-    if options.paths:
-        return _explain(options, settings)
-    index = Index(settings.store / INDEX_NAME)
-    renditions = Renditions(settings.store / RENDITIONS_NAME, index.store_id)
-    try:
-        counts = asdict(index.counts())
-        conflicts = index.conflicts()
-        failures = renditions.failures(1000)
-    finally:
-        renditions.close()
-        index.close()
-    commitments = commitment_counts(settings.store, time.time())
-    disk = shutil.disk_usage(settings.store)
-    refused = sorted((settings.store / "quarantine").glob("*.txt"))
-    facts = {
-        "store": str(settings.store),
-        **counts,
-        "free_bytes": disk.free,
-        "refused": len(refused),
-        "identity_conflicts": conflicts,
-        "commitments": asdict(commitments),
-        "not_displayable": [{"original": o, "frame": f + 1, "reason": why} for o, f, why in failures],
-    }
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return OK
-    print(f"store {settings.store}")
-    for name, number in counts.items():
-        print(f"{number:10} {name}")
-    print(f"{disk.free / 1e9:10.1f} GB free")
-    print(f"{len(refused):10} refused data sets kept aside in {settings.store / 'quarantine'}")
-    if conflicts:
-        print(f"{conflicts:10} originals bear another patient's identity than earlier ones of the same UIDs:")
-        print(f"{'':12} check who is right (the log names them)")
-    print(
-        f"{commitments.open:10} storage commitments open; in the last hour {commitments.reported_last_hour} "
-        f"reported, {commitments.failed_last_hour} of them with failures; {commitments.given_up} given up"
-    )
-    for peer in commitments.waiting:
-        print(f"{'':12} {peer.reports} wait for {peer.ae_title}: {peer.trouble}")
-    print(f"{len(failures):10} frames that cannot be displayed")
-    for original, frame, why in failures[:20]:
-        print(f"{'':12} original {original} frame {frame + 1}: {why}")
-    return OK
-
-
-def _explain(options: argparse.Namespace, settings: Settings) -> int:
-    found = {str(path): explain.explain(settings.store, path) for path in options.paths}
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return OK
-    for path, facts in found.items():
-        print(path)
-        for what, words in facts:
-            print(f"  {what:16}  {words}")
-    return OK
+    answer = statuscommand.answer(options, settings)
+    print(answer.text, end="")
+    if answer.trouble:
+        _complain(answer.trouble)
+        return STORE_TROUBLE
+    return ALARM if answer.is_alarm else OK
 
 
 def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:

@@ -7,6 +7,7 @@ a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.p
 """
 
 import contextlib
+import os
 import sqlite3
 import time
 import uuid
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
+from urllib.parse import quote
 
 from sqlalchemy import (
     ColumnElement,
@@ -33,7 +35,7 @@ from sqlalchemy import (
 )
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
-from dicomfs.naming import EXAM_BYTES, PATIENT_BYTES, suffixed
+from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
     about,
@@ -240,9 +242,6 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
-_HAS_ORIGINAL = select(originals.c.id).where(
-    originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
-)
 _KEPT_UNDER = (
     select(originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax)
     .join(instances, instances.c.id == originals.c.instance)
@@ -254,10 +253,10 @@ _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).li
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
 
 
-def _folder(row: Row[Any] | None, limit_bytes: int) -> Folder | None:
+def _folder(row: Row[Any] | None, limit: int) -> Folder | None:
     if row is None:
         return None
-    name = suffixed(row.folder, row.suffix, limit_bytes) if row.suffix else row.folder
+    name = suffixed(row.folder, row.suffix, limit) if row.suffix else row.folder
     return Folder(row.id, name, row.updated)
 
 
@@ -299,6 +298,21 @@ def switch_to_wal(connection: Connection) -> None:
             connection.rollback()
 
 
+def _sync_log(path: Path) -> None:
+    """Make durable what a process that was killed in the middle of a COMMIT has written.
+
+    SQLite reads it as committed, whether it was synced or not; we would answer for it to whoever sends the
+    same object again. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        # Another descriptor of this file does no harm: SQLite's locks are on the others.
+        fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 @contextlib.contextmanager
 def translated(what: str = "the index") -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
@@ -311,10 +325,10 @@ def translated(what: str = "the index") -> Iterator[None]:
         raise StoreUnavailable(f"{what} cannot be used now: {cause}") from error
 
 
-def connect(path: Path, timeout_s: float) -> Engine:
+def connect(path: Path, timeout_s: float, *, immutable: bool = False) -> Engine:
     """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected."""
     engine = create_engine(
-        f"sqlite:///{path}",
+        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
         connect_args={"timeout": timeout_s, "check_same_thread": False},
         poolclass=NullPool,
     )
@@ -358,8 +372,8 @@ def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Open, or with `create` make, the index file.
+    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
+        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
 
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
@@ -372,10 +386,11 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        self._engine = connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
+        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._engine = connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
-            self.store_id = self._prepare(create=create)
+            self.store_id = self._prepare(path, create=create)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with translated():
@@ -387,10 +402,11 @@ class Index:
             self.close()
             raise
 
-    def _prepare(self, *, create: bool) -> str:
+    def _prepare(self, path: Path, *, create: bool) -> str:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
             switch_to_wal(self._connection)
+            _sync_log(path)
             connection = self._connection
             with immediate(connection):
                 if not _tables(connection):
@@ -486,29 +502,29 @@ class Index:
     def patient_page(self, after: int, most: int, *, shows: int) -> list[Folder]:
         """Patients with an id above `after`, in order of id; `shows`: only those that have such."""
         rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows)
-        return [f for f in (_folder(row, PATIENT_BYTES) for row in rows) if f]
+        return [f for f in (_folder(row, PATIENT_UNITS) for row in rows) if f]
 
     def patient_by_key(self, key: str, *, shows: int) -> Folder | None:
         """The patient whose folded folder name is `key`."""
-        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_BYTES)
+        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_UNITS)
 
     def patient(self, patient_id: int) -> Folder | None:
         """One patient by id."""
-        return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_BYTES)
+        return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_UNITS)
 
     def exam_page(self, patient: int, after: int, most: int, *, shows: int) -> list[Folder]:
         """Exams of a patient with an id above `after`, in order of id."""
         rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows)
-        return [f for f in (_folder(row, EXAM_BYTES) for row in rows) if f]
+        return [f for f in (_folder(row, EXAM_UNITS) for row in rows) if f]
 
     def exam_by_key(self, patient: int, key: str, *, shows: int) -> Folder | None:
         """The exam of this patient whose folded folder name is `key`."""
         row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows)
-        return _folder(row, EXAM_BYTES)
+        return _folder(row, EXAM_UNITS)
 
     def exam(self, exam_id: int) -> Folder | None:
         """One exam by id."""
-        return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_BYTES)
+        return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_UNITS)
 
     def image_page(self, exam: int, first: int, most: int, *, shows: int) -> list[ImageRow]:
         """Instances of an exam with an id of at least `first`, in order of id."""
@@ -565,10 +581,6 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
-
-    def has_original(self, digest: bytes, sequence: int) -> bool:
-        """Whether an original of this content hash and receipt sequence number has a row."""
-        return self._row(_HAS_ORIGINAL, digest=digest, sequence=sequence) is not None
 
     def kept_under(self, sop_uid: str) -> list[KeptOriginal]:
         """Every original of a SOP Instance UID, whatever its series, in order of receipt."""

@@ -23,6 +23,7 @@ from pynetdicom import AE
 
 from dicomfs.access import Access, Admission, PeerLimits, Refusal
 from dicomfs.actions import CommitmentTaker
+from dicomfs.activity import Activity
 from dicomfs.association import Association, Limits, Receiver, Terms
 from dicomfs.connection import Connection
 from dicomfs.errors import UsageError
@@ -60,9 +61,10 @@ class StorageSCP:
         listener: socket.socket,
         access: Access,
         receiver: Receiver,
-        limits: Limits,
         *,
+        limits: Limits,
         certificates: Certificates | None,
+        activity: Activity,
         commitment: CommitmentTaker | None,
     ) -> None:
         """Use `start`."""
@@ -71,6 +73,7 @@ class StorageSCP:
         self._receiver = receiver
         self._limits = limits
         self._certificates = certificates
+        self._activity = activity
         self._commitment = commitment
         self._admission = Admission(PeerLimits(limits.associations, limits.of_one_address))
         self._guests: list[_Guest] = []
@@ -89,13 +92,15 @@ class StorageSCP:
         access: Access | None = None,
         limits: Limits | None = None,
         certificates: Certificates | None = None,
+        activity: Activity | None = None,
         commitment: CommitmentTaker | None = None,
     ) -> Self:
         """Listen on `host` (name or address, empty: all of IPv4) and `port` (0: a free one, see `port`).
 
         Returns at once; associations run in threads of their own. `access`: who may send (None: everybody,
-        by whatever title they call us); `certificates`: TLS only; `commitment`: who promises to keep what was
-        received (None: nobody). Raises UsageError when that title or address cannot be used.
+        by whatever title they call us); `certificates`: TLS only; `activity`: where to count what is done;
+        `commitment`: who promises to keep what was received (None: nobody). Raises UsageError when that title
+        or address cannot be used.
         """
         set_up_library()
         for name in ("pynetdicom", "pydicom"):
@@ -109,7 +114,13 @@ class StorageSCP:
         listener = _listener(host, port)
         access = access or Access(title, is_open=True, require_called_ae=False)
         scp = cls(
-            listener, access, receiver, limits or Limits(), certificates=certificates, commitment=commitment
+            listener,
+            access,
+            receiver,
+            limits=limits or Limits(),
+            certificates=certificates,
+            activity=activity or Activity(),
+            commitment=commitment,
         )
         scp._thread.start()
         how = " with TLS" if certificates else ""
@@ -203,7 +214,9 @@ class StorageSCP:
         def judge(request: Request) -> Refusal | None:
             return self._judge(guest, request)
 
-        terms = Terms(self._access.ae_title, limits, self._receiver, judge, greet, self._commitment)
+        terms = Terms(
+            self._access.ae_title, limits, self._receiver, judge, greet, self._activity, self._commitment
+        )
         guest = _Guest(address, connection, Association(connection, address, port, terms))
         guest.thread = threading.Thread(
             target=self._entertain, args=(guest,), name=f"association {port}", daemon=True

@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "access", "peers", "scpoptions", "config"),
-    *("naming", "elements", "header"),
+    *("activity", "runfile", "naming", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "writer", "index", "renditions", "ingest"),
+    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
+    "ingest",
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
     *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
     *("association", "scp", "importer"),
@@ -33,6 +34,7 @@ ORDER = (
         "mount",
     ),
     *("samba", "service", "serve"),
+    *("status", "metrics", "statusview", "statuscommand"),
     "cli",
 )
 RECEIVE = {
@@ -68,7 +70,7 @@ PRESENT = {
     "fuse",
     "mount",
 }
-BOTH = {"serve", "cli"}
+BOTH = {"serve", "status", "metrics", "statusview", "statuscommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -84,15 +86,17 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY | {"video"},
     "openjpeg": CODECS,
-    "pydicom": {"archive", "negotiation", "handshake", "association", "subtraction", "probes", "render"}
-    | {"commitment", "safekeeping", "reporter", "actions"}
+    "pydicom": {"archive", "charset", "negotiation", "handshake", "association", "subtraction", "probes"}
+    | {"render", "commitment", "safekeeping", "reporter", "actions"}
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
+    "prometheus_client": {"metrics"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "writer", "index", "renditions", "commitments"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"}
+    | {"commitments"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
