@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, importer, offline, samba, scp, serve, service, statuscommand
+from dicomfs import __version__, forgetting, importer, offline, samba, scp, serve, service, statuscommand
 from dicomfs import mount as mounting
 from dicomfs.activity import Activity
 from dicomfs.association import Limits
@@ -200,6 +200,11 @@ def _parser() -> argparse.ArgumentParser:
 
     look = add("status", _status, "What is received and refused, what the store holds, and alarms.")
     statuscommand.add_arguments(look)
+
+    leave = add(
+        "forget", _forget, "Take patients, exams or images out of the store; their originals are kept aside."
+    )
+    forgetting.add_arguments(leave)
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -560,6 +565,11 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         _complain(answer.trouble)
         return STORE_TROUBLE
     return ALARM if answer.is_alarm else OK
+
+
+def _forget(options: argparse.Namespace, settings: Settings) -> int:
+    forgetting.run(options, settings.store)
+    return OK
 
 
 def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:

@@ -37,6 +37,8 @@ _PAGE: Final = 500
 _NAME_BYTES: Final = 255
 _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
+STORE_ATTRIBUTE: Final = "user.dicomfs.store"
+"""Extended attribute that says of which store a file is; not listed, since copies would take it along."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 # Whatever is not in this table is a bug: logged with its traceback, answered EIO.
@@ -307,7 +309,9 @@ class Door(pyfuse3.Operations):
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        """Answers smbd's question for the stored spelling of a name; there are no other attributes."""
+        """Answers smbd's question for the stored spelling of a name, and ours for the store."""
+        if name == STORE_ATTRIBUTE.encode():
+            return self._presenter.index.store_id.encode()
         if not name.startswith(_REAL_NAME):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         try:

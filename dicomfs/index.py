@@ -7,6 +7,7 @@ a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.p
 """
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
@@ -14,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import quote
 
@@ -50,6 +52,7 @@ from dicomfs.schema import (
     metadata,
     originals,
     patients,
+    removals,
     series,
 )
 from dicomfs.writer import Recollection, Writer
@@ -122,6 +125,20 @@ class Arrival:
     pool: str
     replaces: bool
     """It is shown in the place of an earlier original."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """One thing that was forgotten, as it was: an image; else a folder, or what it could be shown as."""
+
+    id: int
+    patient: Folder
+    exam: Folder | None
+    """None: this is about the patient's folder."""
+    image: ImageRow | None
+    """None: this is about a folder."""
+    left: int
+    """What the folder can still be shown as: `PICTURES`, `PDF`, and `REMAINS` if it is still there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +244,7 @@ _IMAGE_BY_NAME = _IMAGE.where(
     instances.c.suffix == bindparam("suffix"),
     _can_show(),
 )
-_IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
+IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
 _IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
 _POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
 _POOL_THROUGH = select(func.max(instances.c.shown)).where(instances.c.pool == bindparam("pool"))
@@ -238,6 +255,13 @@ _ARRIVALS = (
     .order_by(originals.c.id)
     .limit(bindparam("most"))
 )
+_REMOVALS = (
+    select(removals)
+    .where(removals.c.id > bindparam("after"))
+    .order_by(removals.c.id)
+    .limit(bindparam("most"))
+)
+_LAST_REMOVAL = select(func.max(removals.c.id))
 _ORIGINALS_OF = (
     select(
         originals.c.id.label("sequence"),
@@ -257,11 +281,25 @@ _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).li
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
 
 
-def _folder(row: Row[Any] | None, limit: int) -> Folder | None:
+def shown_name(row: Any, limit: int) -> str:
+    """The name of a folder: its component and the suffix that tells it from another of that name."""
+    name: str = row.folder
+    return suffixed(name, row.suffix, limit) if row.suffix else name
+
+
+def _folder(row: Any, limit: int) -> Folder | None:
     if row is None:
         return None
-    name = suffixed(row.folder, row.suffix, limit) if row.suffix else row.folder
-    return Folder(row.id, name, row.updated, row.pictures_since, row.pdf_since)
+    return Folder(row.id, shown_name(row, limit), row.updated, row.pictures_since, row.pdf_since)
+
+
+def _removal(row: Row[Any]) -> Removal:
+    patient = _folder(SimpleNamespace(**json.loads(row.patient)), PATIENT_UNITS)
+    exam = _folder(SimpleNamespace(**json.loads(row.exam)), EXAM_UNITS) if row.exam else None
+    image = ImageRow(**json.loads(row.image) | {"hash": b""}) if row.image else None
+    if patient is None:
+        raise ValueError("a removal without a patient")
+    return Removal(row.id, patient, exam, image, row.left)
 
 
 def _image(row: Row[Any]) -> ImageRow:
@@ -351,8 +389,11 @@ def _connect(path: Path, timeout_s: float, *, immutable: bool) -> Engine:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
-        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
+    def __init__(
+        self, path: Path, *, create: bool = False, writing: bool = False, immutable: bool = False
+    ) -> None:
+        """Open, or with `create` make, the index file; `writing`: wait for other writers with patience;
+        `immutable`: it lies where nobody can change it.
 
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
@@ -365,7 +406,7 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        timeout_s = BUSY_TIMEOUT_S if create or writing else READ_TIMEOUT_S
         self._engine = _connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
@@ -450,6 +491,19 @@ class Index:
             except BaseException:
                 self._recollection.clear()
                 raise
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A durable write transaction that is not about an object that comes in.
+
+        Raises StoreFull or StoreUnavailable.
+        """
+        with _translated():
+            try:
+                with self._immediate() as connection:
+                    yield connection
+            finally:
+                self._recollection.clear()
 
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
         version = int(driver.execute("PRAGMA data_version").fetchone()[0])
@@ -559,7 +613,7 @@ class Index:
 
     def image(self, instance_id: int) -> ImageRow | None:
         """One instance by id."""
-        row = self._row(_IMAGE_BY_ID, id=instance_id)
+        row = self._row(IMAGE_BY_ID, id=instance_id)
         return _image(row) if row else None
 
     def image_shown(self, original: int) -> ImageRow | None:
@@ -583,6 +637,15 @@ class Index:
             Arrival(row.id, row.instance, row.pool, row.id == row.shown and row.id != row.instance)
             for row in rows
         ]
+
+    def last_removal(self) -> int:
+        """Number of the latest removal; 0 when there is none."""
+        row = self._row(_LAST_REMOVAL)
+        return int(row[0] or 0) if row else 0
+
+    def removals(self, after: int, most: int) -> list[Removal]:
+        """What was forgotten after this removal, in order; what was in a folder comes before the folder."""
+        return [_removal(row) for row in self._rows(_REMOVALS, after=after, most=most)]
 
     def originals_of(self, instance_id: int) -> list[StoredOriginal]:
         """Every original that is kept of an instance, in order of receipt."""

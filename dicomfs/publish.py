@@ -25,14 +25,14 @@ from typing import Final, Protocol
 import trio
 
 from dicomfs.errors import StoreUnavailable
-from dicomfs.index import Arrival, Index
+from dicomfs.index import Arrival, Index, Removal
 from dicomfs.tree import Appearance, Entry, Inode, Tree
 
 POLL_S: Final = 0.1
 """How often the index is asked for news; the question costs microseconds."""
 STOP_S: Final = 5.0
 """How long the end of a call under way is waited for."""
-_ARRIVALS_AT_ONCE: Final = 200
+_NEWS_AT_ONCE: Final = 200
 _STEPS_AT_ONCE: Final = 32
 """Calls for which the thread is entered once."""
 
@@ -84,6 +84,8 @@ class Publisher:
         self._index = index
         self._forget = forget
         self._live = live
+        self._removed = index.last_removal()
+        """The latest removal that was told of."""
         self.stale: Callable[[], None] = lambda: None
         """Called before names change or go: what listings under way have fetched is out of date."""
         self._limiter = trio.CapacityLimiter(1)
@@ -123,12 +125,19 @@ class Publisher:
 
     async def _take_news(self) -> None:
         """Everything since the last time, in order of receipt. Raises StoreUnavailable between two names."""
-        while self._live:
-            arrivals = self._index.arrivals(self._tree.gate.through, _ARRIVALS_AT_ONCE)
+        while True:
+            # Asked first, so that what was removed to make room for an arrival's name is known by then.
+            arrivals = self._index.arrivals(self._tree.gate.through, _NEWS_AT_ONCE)
+            while removals := self._index.removals(self._removed, _NEWS_AT_ONCE):
+                self.stale()
+                going = self._going(removals)
+                while some := list(islice(going, _STEPS_AT_ONCE)):
+                    await self._tell(some)
+                self._removed = removals[-1].id
             if not arrivals:
                 return
-            steps = self._appearing(arrivals)
-            while batch := list(islice(steps, _STEPS_AT_ONCE)):
+            appearing = self._appearing(arrivals)
+            while batch := list(islice(appearing, _STEPS_AT_ONCE)):
                 await self._tell([step for _, step in batch])
                 # The last one may have more names.
                 self._tree.gate.settle(batch[-1][0] - 1)
@@ -142,6 +151,17 @@ class Publisher:
                 if path is not None:
                     step = Step(Act.APPEAR, new.folder, path, new.name, new.is_folder, new)
                     yield arrival.sequence, step
+
+    def _going(self, removals: Iterable[Removal]) -> Iterator[Step]:
+        for removal in removals:
+            for old in self._tree.disappearances(removal):
+                if old.mark > self._tree.gate.mark(old.rank):
+                    continue  # it was never shown
+                folder = old.way[-2].inode if len(old.way) > 1 else old.top
+                # The view's own folder, if there are several, is as it always was.
+                path = (*(self._tree.path(old.top) or ()), *(entry.name for entry in old.way[:-1]))
+                gone = old.way[-1]
+                yield Step(Act.GO, folder, path, gone.name, is_folder=gone.is_folder, ghosts=old.ghosts())
 
     def _path(self, folder: Inode, known: dict[Inode, tuple[str, ...] | None]) -> tuple[str, ...] | None:
         if folder not in known:

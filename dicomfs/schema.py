@@ -26,6 +26,8 @@ SCHEMA_VERSION: Final = 3
 PICTURES: Final = 1
 PDF: Final = 2
 """Bits of the columns `shows`."""
+REMAINS: Final = 4
+"""Bit of the column `left`: the row itself is still there."""
 
 metadata = MetaData()
 
@@ -168,6 +170,31 @@ retired = Table(
     Column("path", Text, primary_key=True, comment="folded name of what was removed, below its folders'"),
     Column("owner", Text, nullable=False, comment="who bore it, and alone may have it again"),
     sqlite_with_rowid=False,
+)
+
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("name", Text, primary_key=True, comment="folder in `forgotten/` that got the originals"),
+    Column("removed", Float, nullable=False, comment="seconds since the epoch"),
+    Column("originals", Integer, nullable=False, comment="how many"),
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="order of removal; never given twice"),
+    Column("removed", Float, nullable=False, comment="seconds since the epoch; kept for some days"),
+    Column("patient", Text, nullable=False, comment="its row as it was, JSON"),
+    Column("exam", Text, nullable=False, comment="its row as it was, JSON; empty: this is about the patient"),
+    Column("image", Text, nullable=False, comment="what was read of it, JSON; empty: about the folder"),
+    Column(
+        "left",
+        Integer,
+        nullable=False,
+        comment="of a folder: what it can still be shown as, 1 pictures, 2 pdf, and 4 if it remains; a sum",
+    ),
+    sqlite_autoincrement=True,
 )
 
 _TRIGGERS: Final = (

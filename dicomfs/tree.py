@@ -21,13 +21,13 @@ from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.gate import Gate, Mark
-from dicomfs.index import Folder, ImageRow, Index
+from dicomfs.index import Folder, ImageRow, Index, Removal
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
 from dicomfs.recipes import Kind as Made
 from dicomfs.renditions import Key, Renditions
-from dicomfs.schema import PDF, PICTURES
+from dicomfs.schema import PDF, PICTURES, REMAINS
 
 FORMAT_CODES: Final = {
     "jpg": 1,
@@ -145,6 +145,24 @@ class Appearance:
     is_folder: bool
     rank: tuple[str, Kind]
     mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Disappearance:
+    """A name that went from a view."""
+
+    top: Inode
+    """The folder in which the way to it begins."""
+    way: tuple[Entry, ...]
+    """The folders that led to it, and itself at the end, as they were."""
+    rank: tuple[str, Kind]
+    mark: Mark
+    """If the gate has not come so far, it was never shown."""
+
+    def ghosts(self) -> dict[tuple[int, str], Entry]:
+        """Every entry of the way, by the number of the folder it was in and its name."""
+        folders = [self.top, *(entry.inode for entry in self.way)]
+        return {(folder.number, entry.name): entry for folder, entry in zip(folders, self.way, strict=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -516,6 +534,23 @@ class Tree:
             rank, folder = (view.key, Kind.FILE), Inode(Kind.EXAM, exam.id, view.key)
             for frame in self._frame_numbers(row, view):
                 yield Appearance(folder, _name(row, frame, view), False, rank, Mark(sequence, frame))
+
+    def disappearances(self, removal: Removal) -> Iterator[Disappearance]:
+        """Names that went from the views of this mount with something that was forgotten."""
+        for view in self._views.values():
+            patient = self._folder_entry(Kind.PATIENT, removal.patient, view)
+            exam = self._folder_entry(Kind.EXAM, removal.exam, view)
+            way = tuple(entry for entry in (patient, exam) if entry is not None)
+            if removal.image is not None:
+                files = [(removal.image, frame) for frame in self._frame_numbers(removal.image, view)]
+                for (row, frame), entry in zip(files, self._file_entries(files, view), strict=True):
+                    mark = Mark(row.id, frame)
+                    yield Disappearance(self._top(view), (*way, entry), (view.key, Kind.FILE), mark)
+                continue
+            folder, kind = (removal.exam or removal.patient), (Kind.EXAM if removal.exam else Kind.PATIENT)
+            since = folder.since(view.shows)
+            if since is not None and not removal.left & (view.shows or REMAINS):
+                yield Disappearance(self._top(view), way, (view.key, kind), Mark(since))
 
     def _top(self, view: _View) -> Inode:
         """The folder that holds a view's patients."""

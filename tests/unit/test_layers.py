@@ -14,8 +14,8 @@ ORDER = (
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
-    "ingest",
+    *("archive", "schema", "statement", "owners", "retired", "writer", "index"),
+    *("removal", "forget", "census", "renditions", "ingest"),
     *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -33,11 +33,13 @@ ORDER = (
         "fuse",
         "mount",
     ),
-    *("samba", "service", "serve"),
+    *("samba", "service", "serve", "forgetting"),
     *("status", "metrics", "statusview", "statuscommand"),
     "cli",
 )
 RECEIVE = {
+    "removal",
+    "forget",
     "ingest",
     "negotiation",
     "tls",
@@ -65,7 +67,7 @@ PRESENT = {
     "fuse",
     "mount",
 }
-BOTH = {"serve", "status", "metrics", "statusview", "statuscommand", "cli"}
+BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -98,7 +100,7 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
