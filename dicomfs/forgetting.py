@@ -37,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         nargs="*",
         type=Path,
         metavar="PATH",
-        help="patients, exams or images in a mount of the store",
+        help="patients, exams, images in a mount of the store",
     )
     command.add_argument("--yes", metavar="TOKEN", help="do it: the token is at the end of the list")
     command.add_argument("--json", action="store_true", help="print JSON")

@@ -24,7 +24,7 @@ class Watched:
 @contextmanager
 def watching(log: Path, *folders: Path) -> Iterator[Watched]:
     """inotifywait on these folders; what is below them is not watched."""
-    argv = [require("inotifywait"), "--monitor", "--format", "%w\t%e\t%f", *folders]
+    argv = [require("inotifywait"), "--monitor", "--format", "%w\t%e\t%f", *map(str, folders)]
 
     def ready() -> bool:
         return "Watches established" in log.read_text(encoding="utf-8")
