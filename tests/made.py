@@ -70,6 +70,15 @@ def add(index: Index, *headers: Header, received: float = RECEIVED) -> list[int]
     return sequences
 
 
+def add_at_once(index: Index, headers: Iterable[Header], received: float = RECEIVED) -> None:
+    """The same in one transaction."""
+    with index.write() as writer:
+        for one in headers:
+            sequence = writer.next_sequence()
+            digest = sha256(f"{sequence}".encode()).digest()
+            writer.add(one, Receipt(ExplicitVRLittleEndian, received), sequence, digest, 1000 + sequence)
+
+
 def tree(
     folder: Path, index: Index, *, formats: Iterable[str] = ("jpg",), frames: int = 1000
 ) -> tuple[Tree, Renditions]:
