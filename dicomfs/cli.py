@@ -486,8 +486,10 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             ],
             lambda: _is_mounted(options.mount),
             part_of_us,
+            revival=serve.Revival(lambda: _clear_mount(options.mount), lambda: _close_share(smbd)),
         ),
     ]
+    smbd: samba.PreparedSmbd | None = None
     with contextlib.ExitStack() as scratch:
         if options.samba_port is not None:
             folder = Path(scratch.enter_context(_scratch_folder()))
@@ -508,17 +510,31 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                     "images are received from this machine only: name the scanners with --allow, or --open"
                 )
             log.info("pictures in %s", options.mount)
-            if options.samba_port is not None:
-                log.info("shared as //127.0.0.1:%d/%s", options.samba_port, smbd.share_name)
+            if smbd is not None:
+                log.info("shared as //127.0.0.1:%d/%s", smbd.port, smbd.share_name)
             service.notify(service.READY, os.environ)
 
         try:
             serve.run(parts, ready)
         finally:
-            # A mount process that was killed leaves its mount; the parts that would show it are gone too.
-            if _is_mounted(options.mount):
-                mounting.unmount(options.mount.resolve())
+            # The parts that would show it are gone too.
+            _clear_mount(options.mount)
     return OK
+
+
+def _clear_mount(mountpoint: Path) -> None:
+    """A mount process that was killed leaves its mount."""
+    if _is_mounted(mountpoint):
+        mounting.unmount(mountpoint.absolute().parent.resolve() / mountpoint.name)
+
+
+def _close_share(smbd: samba.PreparedSmbd | None) -> None:
+    """Sessions that hold the former mount are refused everything until they connect to the share anew."""
+    if smbd is None or not smbd.close_share:
+        return
+    done = subprocess.run(smbd.close_share, env=smbd.env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.warning("clients of the share must connect anew: smbcontrol said %s", done.stderr.strip())
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import functools
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, ParamSpec, TypeVar
@@ -55,10 +56,13 @@ log = logging.getLogger(__name__)
 
 
 def answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Let a handler raise our own errors: each becomes the errno of the table."""
+    """Let a handler raise our own errors: each becomes the errno of the table. Counts what is asked."""
 
     @functools.wraps(handler)
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        door = args[0]
+        if isinstance(door, Door):
+            door.asked[handler.__name__] += 1
         try:
             return await handler(*args, **kwargs)
         except pyfuse3.FUSEError:
@@ -107,6 +111,8 @@ class Door(pyfuse3.Operations):
         # The owner may make folders, or an ordinary user's mount could not tell of new ones.
         self._folder_mode = stat.S_IFDIR | (0o755 & ~umask) | 0o700
         self._file_mode = stat.S_IFREG | (0o444 & ~umask)
+        self.asked: Counter[str] = Counter()
+        """Requests so far, by handler; for the log."""
         self._handles: dict[int, _Handle | _Listing] = {}
         self._last_handle = 0
 

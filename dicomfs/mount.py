@@ -163,7 +163,6 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
             mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
         )
         await _session(presenter, publisher, mountpoint, options, ready)
-        log.info("unmounted; %s", presenter.statistics())
 
 
 async def _session(
@@ -184,11 +183,16 @@ async def _session(
         raise MountRefused(
             f"cannot mount on {mountpoint}: {error}; is fuse3 installed, and may this user mount there?"
         ) from error
+
+    def statistics() -> str:
+        asked = ", ".join(f"{name} {number}" for name, number in sorted(door.asked.items()))
+        return f"requests: {asked or 'none'}; {presenter.statistics()}"
+
     # Only a clean end unmounts: after a crash an error is better than a folder that looks empty.
     clean = False
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal, publisher)
+            nursery.start_soon(_obey_signals, publisher, statistics)
             nursery.start_soon(presenter.follow, publisher.changed)
             nursery.start_soon(publisher.follow)
             ready()
@@ -198,11 +202,16 @@ async def _session(
         clean = True
     finally:
         pyfuse3.close(unmount=clean)
+    log.info("unmounted; %s", statistics())
 
 
-async def _stop_on_signal(publisher: Publisher) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(publisher: Publisher, statistics: Callable[[], str]) -> None:
+    """SIGTERM and SIGINT end the mount, SIGUSR1 has it say what it has done."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         async for number in signals:
+            if number == signal.SIGUSR1:
+                log.info("so far: %s", statistics())
+                continue
             log.info("stopping: %s", signal.Signals(number).name)
             await publisher.stop()
             pyfuse3.terminate()

@@ -124,10 +124,10 @@ class Client:
             with self._folder(path):
                 yield folder
 
-    def names(self, path: str = "") -> list[str]:
-        """A listing."""
+    def names(self, path: str = "", pattern: str = "*") -> list[str]:
+        """A listing, of names that match a pattern."""
         with self._folder(path) as handle:
-            found = handle.query_directory("*", FileInformationClass.FILE_NAMES_INFORMATION)
+            found = handle.query_directory(pattern, FileInformationClass.FILE_NAMES_INFORMATION)
             names = [one["file_name"].get_value().decode("utf-16-le") for one in found]
             return sorted(name for name in names if name not in (".", ".."))
 
@@ -150,9 +150,10 @@ class Client:
 
     def reconnect(self) -> None:
         """Connect to the share again, in the same session, as Windows does by itself when it is closed."""
-        with suppress(SMBException):
-            self.tree.disconnect()
-        self.tree = TreeConnect(self.tree.session, self.tree.share_name)
+        session = self.tree.session
+        # Or the end of the session would be one of a connection that the server has ended.
+        session.tree_connect_table.pop(self.tree.tree_connect_id, None)
+        self.tree = TreeConnect(session, self.tree.share_name)
         self.tree.connect(require_secure_negotiate=False)
 
     def whole(self, path: str) -> bytes:
