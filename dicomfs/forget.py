@@ -88,7 +88,7 @@ def _finish(pending: Path, archive: Archive, index: Index) -> None:
             pending.unlink()
             target.rmdir()
             sync_directory(target.parent)
-            log.warning("forgetting %s was interrupted before anything was removed: undone", target.name)
+            log.info("forgetting %s was interrupted before anything was removed: undone", target.name)
             return
     touched = {target}
     for name in json.loads(pending.read_text("ascii"))["originals"]:
