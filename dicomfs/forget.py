@@ -1,13 +1,13 @@
 """Taking originals out of the store on purpose: out of the index for good, and aside on the disk.
 
-    STORE/forgotten/TIME-TOKEN/<sha256>-<sequence>.dcm   what was forgotten in one go; `dicomfs import` brings it back
+    STORE/forgotten/TIME-TOKEN/<sha256>-<sequence>.dcm   what was forgotten; `dicomfs import` takes it in
     STORE/forgotten/TIME-TOKEN/pending.json              the list of them, while some are still in the archive
     STORE/forgotten/TIME-TOKEN/contents.json             the same, when all are here
 
 Order: list -> rows removed, in one transaction -> files moved -> list renamed. What a crash has left half
 done is completed, or undone if no row was removed, by `finish`, which everything that opens the store for
-writing calls. A file has its number in its name, so what comes in again meanwhile is another file. Never deletes an original, never gives an id again. Called by `ingest.py` and
-the command line.
+writing calls. A file has its number in its name, so what comes in again meanwhile is another file. Never
+deletes an original, never gives an id again. Called by `ingest.py` and the command line.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from dicomfs.removal import Chosen, Plan, Remover
 
 PENDING: Final = "pending.json"
 CONTENTS: Final = "contents.json"
-_FOLDER_MODE: Final = 0o700
+_FOLDER_MODE: Final = 0o750
 
 log = logging.getLogger(__name__)
 

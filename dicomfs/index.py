@@ -500,9 +500,10 @@ class Index:
         """
         with _translated():
             try:
-                with self._immediate() as connection:
-                    yield connection
+                with self._immediate():
+                    yield self._connection
             finally:
+                self._connection.rollback()  # SQLAlchemy's bookkeeping: the driver's transaction has ended
                 self._recollection.clear()
 
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dicomfs import forget
 from dicomfs.activity import DAY_S, OTHER_PATIENT, Events
-from dicomfs.archive import DATA_SET_OFFSET
+from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.census import Census, Conflicts, Intake
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import Counts
@@ -148,6 +149,8 @@ class Status:
     unreviewed: Conflicts | None
     """Those that nobody has marked as reviewed."""
     quarantined: Aside
+    forgotten: int
+    """Originals that were taken out on purpose and are kept aside."""
     not_displayable: tuple[Failure, ...] | None
     """At most 1 000; None when it cannot be told."""
     troubles: tuple[str, ...]
@@ -207,6 +210,7 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
         conflicts=conflicts,
         unreviewed=unreviewed,
         quarantined=_aside(store / "quarantine"),
+        forgotten=forget.count(Archive(store)),
         not_displayable=failures,
         troubles=tuple(troubles),
         index_trouble=index_trouble,

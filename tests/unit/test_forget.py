@@ -139,8 +139,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: i
     [
         ((Remover, "forget", 1), False),  # the list is written, no row removed
         ((forget, "finish", 1), True),  # committed, no file moved
-        ((Remover, "is_known", 1), True),
-        ((Remover, "is_known", 2), True),  # one file moved
+        ((forget, "digest_and_sequence", 2), True),  # one file moved
         ((forget, "sync_directory", 4), True),  # all moved, maybe not durably
         ((Path, "rename", 4), True),  # all moved, the list not renamed
     ],
@@ -187,10 +186,10 @@ def test_what_comes_in_again_before_it_is_moved_stays(
         patch.setattr(forget, "finish", lambda *_: None)
         assert take(store, store.parent / "0.dcm") == [Stored.NEW]
     forget.finish(Archive(store), index)
-    assert len(aside(store)) == 2
+    assert len(aside(store)) == 3
     plan = forget.plan(index, JANE)
     assert len(plan.originals) == 1
-    assert all(Archive(store).path(digest).exists() for digest in plan.originals.values())
+    assert all(Archive(store).path(digest, number).exists() for number, digest in plan.originals.items())
 
 
 def test_disk_that_takes_no_list_forgets_nothing(store: Path, index: Index) -> None:
