@@ -49,7 +49,7 @@ def part(served: Served, name: str) -> Process:
 def work(served: Served, scratch: Path) -> list[Process]:
     """Have every part do something; returns all processes there are then, `serve` left out."""
     storescu(served.port, *series(scratch / "sent", 3))
-    assert served.smb("recurse ON; ls").count(".jpg ") == 3
+    wait_until(lambda: served.smb("recurse ON; ls").count(".jpg ") == 3, "the pictures over SMB")
     processes = descendants(served.running.process.pid)
     assert len(processes) > len(PARTS)  # there are render processes too
     return processes
@@ -83,7 +83,7 @@ def test_a_mount_that_dies_comes_back_for_open_sessions_too(scratch: Path) -> No
         assert alive(others) == others
         # The same connection and session; Windows connects to the share by itself.
         smb.reconnect()
-        assert len(smb.names("Beat Heart/2024-02-29")) == 2
+        wait_until(lambda: len(smb.names("Beat Heart/2024-02-29")) == 2, "both images")
         with smb.watch("") as told:
             storescu(served.port, named(scratch / "late.dcm", "Late^Comer", patient_id="L"))
             wait_until(lambda: told.names("added") == ["Late Comer"], "it is told again")
