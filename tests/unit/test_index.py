@@ -155,19 +155,19 @@ def test_nameless_data_of_an_id_that_strangers_share_is_nobodys(index: Index) ->
     nameless = {"patient_name": "", "birth_date": "", "sex": ""}
     add(index, *strangers, other(3, **nameless), other(1, sop_instance_uid="2.25.77", **nameless))
     assert patients(index) == ["Doe Jane", "Roe Max", "4711"]
-    first = index.patient_page(0, 9, shows=1)[0]
-    (exam,) = index.exam_page(first.id, 0, 9, shows=1)
-    assert len(index.image_page(exam.id, 0, 9, shows=1)) == 2  # of the same study: hers
+    first = index.patient_page(0, 9, shows=1, through=EVERYTHING)[0]
+    (exam,) = index.exam_page(first.id, 0, 9, shows=1, through=EVERYTHING)
+    assert len(index.image_page(exam.id, 0, 9, shows=1, through=EVERYTHING)) == 2  # of the same study: hers
 
 
 def test_an_id_that_very_many_bear_costs_no_more_and_identifies_nobody(index: Index) -> None:
     words = [f"{one}{two}{three}" for one in "bcdfgh" for two in "bcdfgh" for three in "bcd"]
     add(index, *(other(n, patient_name=word, birth_date="") for n, word in enumerate(words)))
     add(index, other(200, patient_name="New", birth_date=""), other(201, patient_name="BBB", birth_date=""))
-    assert [row.name for row in index.patient_page(0, 1000, shows=1)] == [*words, "New"]
+    assert [row.name for row in index.patient_page(0, 1000, shows=1, through=EVERYTHING)] == [*words, "New"]
     # Without a name it may be anybody, and with a part of one it is nobody who is known.
     add(index, other(202, patient_name="", birth_date=""), other(203, patient_name="bcb^x", birth_date=""))
-    assert len(index.patient_page(0, 1000, shows=1)) == len(words) + 3
+    assert len(index.patient_page(0, 1000, shows=1, through=EVERYTHING)) == len(words) + 3
 
 
 # Exams, series, images

@@ -100,7 +100,17 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census", "renditions"},
+    "sqlalchemy": {
+        "schema",
+        "statement",
+        "owners",
+        "retired",
+        "writer",
+        "index",
+        "removal",
+        "census",
+        "renditions",
+    },
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
