@@ -3,6 +3,7 @@
     STORE/archive/ab/<sha256>-<sequence>.dcm    originals; ab: the first byte of the hash
     STORE/incoming/                             spool of what is being received, same file system
     STORE/quarantine/                           refused data sets, bounded
+    STORE/forgotten/                            originals that were taken out on purpose (`forget.py`)
 
 The receipt sequence number is in the name and not in the file, because it is known last: giving it then
 costs no second write and no second sync of the file. Every archived file has its data set at byte
@@ -27,7 +28,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +37,7 @@ from typing import BinaryIO, Final, Self
 from pydicom.errors import InvalidDicomError
 
 from dicomfs import __version__
-from dicomfs.errors import UnreadableDataSet
+from dicomfs.errors import StoreError, StoreFull, StoreUnavailable, UnreadableDataSet
 from dicomfs.model import Duplicates, Receipt
 
 DATA_SET_OFFSET: Final = 1024
@@ -231,6 +232,7 @@ class Archive:
         self.root = store / "archive"
         self.incoming = store / "incoming"
         self.quarantine = store / "quarantine"
+        self.forgotten = store / "forgotten"
 
     def create(self) -> None:
         """Make the folders that are missing, durably. Raises OSError."""
@@ -403,3 +405,16 @@ def sync_directory(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+@contextlib.contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Turn the operating system's errors into StoreFull or StoreUnavailable. Every other error passes."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StoreFull(f"no space left on the device of {what}") from error
+        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}") from error

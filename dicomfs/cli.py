@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, importer, offline, samba, scp, serve, service, statuscommand
+from dicomfs import __version__, forgetting, importer, offline, samba, scp, serve, service, statuscommand
 from dicomfs import mount as mounting
 from dicomfs.activity import Activity
 from dicomfs.association import Limits
@@ -203,6 +203,11 @@ def _parser() -> argparse.ArgumentParser:
 
     look = add("status", _status, "What is received and refused, what the store holds, and alarms.")
     statuscommand.add_arguments(look)
+
+    leave = add(
+        "forget", _forget, "Take patients, exams or images out of the store; their originals are kept aside."
+    )
+    forgetting.add_arguments(leave)
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -495,8 +500,10 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
             ],
             lambda: _is_mounted(options.mount),
             part_of_us,
+            revival=serve.Revival(lambda: _clear_mount(options.mount), lambda: _close_share(smbd)),
         ),
     ]
+    smbd: samba.PreparedSmbd | None = None
     with contextlib.ExitStack() as scratch:
         if options.samba_port is not None:
             folder = Path(scratch.enter_context(_scratch_folder()))
@@ -517,17 +524,31 @@ def _serve(options: argparse.Namespace, settings: Settings) -> int:
                     "images are received from this machine only: name the scanners with --allow, or --open"
                 )
             log.info("pictures in %s", options.mount)
-            if options.samba_port is not None:
-                log.info("shared as //127.0.0.1:%d/%s", options.samba_port, smbd.share_name)
+            if smbd is not None:
+                log.info("shared as //127.0.0.1:%d/%s", smbd.port, smbd.share_name)
             service.notify(service.READY, os.environ)
 
         try:
             serve.run(parts, ready)
         finally:
-            # A mount process that was killed leaves its mount; the parts that would show it are gone too.
-            if _is_mounted(options.mount):
-                mounting.unmount(options.mount.resolve())
+            # The parts that would show it are gone too.
+            _clear_mount(options.mount)
     return OK
+
+
+def _clear_mount(mountpoint: Path) -> None:
+    """A mount process that was killed leaves its mount."""
+    if _is_mounted(mountpoint):
+        mounting.unmount(mountpoint.absolute().parent.resolve() / mountpoint.name)
+
+
+def _close_share(smbd: samba.PreparedSmbd | None) -> None:
+    """Sessions that hold the former mount are refused everything until they connect to the share anew."""
+    if smbd is None or not smbd.close_share:
+        return
+    done = subprocess.run(smbd.close_share, env=smbd.env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        log.warning("clients of the share must connect anew: smbcontrol said %s", done.stderr.strip())
 
 
 @contextlib.contextmanager
@@ -574,6 +595,11 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
         _complain(answer.trouble)
         return STORE_TROUBLE
     return ALARM if answer.is_alarm else OK
+
+
+def _forget(options: argparse.Namespace, settings: Settings) -> int:
+    forgetting.run(options, settings.store)
+    return OK
 
 
 def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:

@@ -7,6 +7,7 @@ a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.p
 """
 
 import contextlib
+import json
 import os
 import sqlite3
 import time
@@ -14,10 +15,12 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final, cast
 from urllib.parse import quote
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Engine,
@@ -25,7 +28,9 @@ from sqlalchemy import (
     NullPool,
     Row,
     Table,
+    and_,
     bindparam,
+    case,
     create_engine,
     event,
     exc,
@@ -37,6 +42,8 @@ from sqlalchemy import (
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
+    PDF,
+    PICTURES,
     SCHEMA_VERSION,
     about,
     counter,
@@ -45,6 +52,7 @@ from dicomfs.schema import (
     metadata,
     originals,
     patients,
+    removals,
     series,
 )
 from dicomfs.writer import Recollection, Writer
@@ -64,6 +72,12 @@ class Folder:
     id: int
     name: str
     updated: float
+    pictures_since: int | None
+    pdf_since: int | None
+
+    def since(self, shows: int) -> int | None:
+        """Receipt sequence number since when it has something that can be shown so; None: it has not."""
+        return {PICTURES: self.pictures_since, PDF: self.pdf_since}.get(shows, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +139,20 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """One thing that was forgotten, as it was: an image; else a folder, or what it could be shown as."""
+
+    id: int
+    patient: Folder
+    exam: Folder | None
+    """None: this is about the patient's folder."""
+    image: ImageRow | None
+    """None: this is about a folder."""
+    left: int
+    """What the folder can still be shown as: `PICTURES`, `PDF`, and `REMAINS` if it is still there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Rows of each kind, for `status`."""
 
@@ -135,10 +163,24 @@ class Counts:
     originals: int
 
 
-def _can_show(table: Table) -> ColumnElement[bool]:
-    """Rows that can be shown as all of `shows`; 0: every row."""
+def _folder_columns(table: Table) -> tuple[Column[Any], ...]:
+    """What a `Folder` is made of."""
+    c = table.c
+    return (c.id, c.folder, c.suffix, c.updated, c.pictures_since, c.pdf_since)
+
+
+def _has_shown(table: Table) -> ColumnElement[bool]:
+    """Folders that had, through a sequence number, something that can be shown as `shows`; 0: anything."""
+    since = {PICTURES: table.c.pictures_since, PDF: table.c.pdf_since}
+    wanted = case(since, value=bindparam("shows", type_=Integer), else_=table.c.id)
+    return wanted <= bindparam("through", type_=Integer)
+
+
+def _can_show() -> ColumnElement[bool]:
+    """Instances through a sequence number that can be shown as `shows`; 0: all."""
     wanted = bindparam("shows", type_=Integer)
-    return table.c.shows.op("&")(wanted) == wanted
+    through = instances.c.id <= bindparam("through", type_=Integer)
+    return and_(instances.c.shows.op("&")(wanted) == wanted, through)
 
 
 _IMAGE = (
@@ -165,40 +207,36 @@ _IMAGE = (
 
 # Built once: constructing a statement costs more than running it.
 _PATIENT_PAGE = (
-    select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated)
-    .where(patients.c.id > bindparam("after"), _can_show(patients))
+    select(*_folder_columns(patients))
+    .where(patients.c.id > bindparam("after"), _has_shown(patients))
     .order_by(patients.c.id)
     .limit(bindparam("most"))
 )
-_PATIENT_BY_KEY = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
-    patients.c.folder_key == bindparam("key"), _can_show(patients)
+_PATIENT_BY_KEY = select(*_folder_columns(patients)).where(
+    patients.c.folder_key == bindparam("key"), _has_shown(patients)
 )
-_PATIENT_BY_ID = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
-    patients.c.id == bindparam("id")
-)
+_PATIENT_BY_ID = select(*_folder_columns(patients)).where(patients.c.id == bindparam("id"))
 _EXAM_PAGE = (
-    select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated)
+    select(*_folder_columns(exams))
     .where(
         exams.c.patient == bindparam("patient"),
         exams.c.id > bindparam("after"),
-        _can_show(exams),
+        _has_shown(exams),
     )
     .order_by(exams.c.id)
     .limit(bindparam("most"))
 )
-_EXAM_BY_KEY = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
+_EXAM_BY_KEY = select(*_folder_columns(exams)).where(
     exams.c.patient == bindparam("patient"),
     exams.c.folder_key == bindparam("key"),
-    _can_show(exams),
+    _has_shown(exams),
 )
-_EXAM_BY_ID = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
-    exams.c.id == bindparam("id")
-)
+_EXAM_BY_ID = select(*_folder_columns(exams)).where(exams.c.id == bindparam("id"))
 _IMAGE_PAGE = (
     _IMAGE.where(
         instances.c.exam == bindparam("exam"),
         instances.c.id >= bindparam("first"),
-        _can_show(instances),
+        _can_show(),
     )
     .order_by(instances.c.id)
     .limit(bindparam("most"))
@@ -215,9 +253,9 @@ _IMAGE_BY_NAME = _IMAGE.where(
     series.c.number == bindparam("series_number"),
     instances.c.number == bindparam("number"),
     instances.c.suffix == bindparam("suffix"),
-    _can_show(instances),
+    _can_show(),
 )
-_IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
+IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
 _IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
 _POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
 _POOL_THROUGH = select(func.max(instances.c.shown)).where(instances.c.pool == bindparam("pool"))
@@ -228,6 +266,13 @@ _ARRIVALS = (
     .order_by(originals.c.id)
     .limit(bindparam("most"))
 )
+_REMOVALS = (
+    select(removals)
+    .where(removals.c.id > bindparam("after"))
+    .order_by(removals.c.id)
+    .limit(bindparam("most"))
+)
+_LAST_REMOVAL = select(func.max(removals.c.id))
 _ORIGINALS_OF = (
     select(
         originals.c.id.label("sequence"),
@@ -253,11 +298,25 @@ _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).li
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
 
 
-def _folder(row: Row[Any] | None, limit: int) -> Folder | None:
+def shown_name(row: Any, limit: int) -> str:
+    """The name of a folder: its component and the suffix that tells it from another of that name."""
+    name: str = row.folder
+    return suffixed(name, row.suffix, limit) if row.suffix else name
+
+
+def _folder(row: Any, limit: int) -> Folder | None:
     if row is None:
         return None
-    name = suffixed(row.folder, row.suffix, limit) if row.suffix else row.folder
-    return Folder(row.id, name, row.updated)
+    return Folder(row.id, shown_name(row, limit), row.updated, row.pictures_since, row.pdf_since)
+
+
+def _removal(row: Row[Any]) -> Removal:
+    patient = _folder(SimpleNamespace(**json.loads(row.patient)), PATIENT_UNITS)
+    exam = _folder(SimpleNamespace(**json.loads(row.exam)), EXAM_UNITS) if row.exam else None
+    image = ImageRow(**json.loads(row.image) | {"hash": b""}) if row.image else None
+    if patient is None:
+        raise ValueError("a removal without a patient")
+    return Removal(row.id, patient, exam, image, row.left)
 
 
 def _image(row: Row[Any]) -> ImageRow:
@@ -372,8 +431,11 @@ def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
-        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
+    def __init__(
+        self, path: Path, *, create: bool = False, writing: bool = False, immutable: bool = False
+    ) -> None:
+        """Open, or with `create` make, the index file; `writing`: wait for other writers with patience;
+        `immutable`: it lies where nobody can change it.
 
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
@@ -386,7 +448,7 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        timeout_s = BUSY_TIMEOUT_S if create or writing else READ_TIMEOUT_S
         self._engine = connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
@@ -456,6 +518,20 @@ class Index:
                 self._recollection.clear()
                 raise
 
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A durable write transaction that is not about an object that comes in.
+
+        Raises StoreFull or StoreUnavailable.
+        """
+        with translated():
+            try:
+                with immediate(self._connection):
+                    yield self._connection
+            finally:
+                self._connection.rollback()  # SQLAlchemy's bookkeeping: the driver's transaction has ended
+                self._recollection.clear()
+
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
         version = int(driver.execute("PRAGMA data_version").fetchone()[0])
         if version != self._seen_version:
@@ -499,36 +575,39 @@ class Index:
         row = self._row(_PATIENT_OF_EXAM, id=exam_id)
         return int(row.patient) if row else None
 
-    def patient_page(self, after: int, most: int, *, shows: int) -> list[Folder]:
-        """Patients with an id above `after`, in order of id; `shows`: only those that have such."""
-        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows)
+    # `shows`: only what can be shown so (0: all); `through`: only what could when this sequence number came.
+
+    def patient_page(self, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
+        """Patients with an id above `after`, in order of id."""
+        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows, through=through)
         return [f for f in (_folder(row, PATIENT_UNITS) for row in rows) if f]
 
-    def patient_by_key(self, key: str, *, shows: int) -> Folder | None:
+    def patient_by_key(self, key: str, *, shows: int, through: int) -> Folder | None:
         """The patient whose folded folder name is `key`."""
-        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_UNITS)
+        row = self._row(_PATIENT_BY_KEY, key=key, shows=shows, through=through)
+        return _folder(row, PATIENT_UNITS)
 
     def patient(self, patient_id: int) -> Folder | None:
         """One patient by id."""
         return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_UNITS)
 
-    def exam_page(self, patient: int, after: int, most: int, *, shows: int) -> list[Folder]:
+    def exam_page(self, patient: int, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
         """Exams of a patient with an id above `after`, in order of id."""
-        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows)
+        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows, through=through)
         return [f for f in (_folder(row, EXAM_UNITS) for row in rows) if f]
 
-    def exam_by_key(self, patient: int, key: str, *, shows: int) -> Folder | None:
+    def exam_by_key(self, patient: int, key: str, *, shows: int, through: int) -> Folder | None:
         """The exam of this patient whose folded folder name is `key`."""
-        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows)
+        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows, through=through)
         return _folder(row, EXAM_UNITS)
 
     def exam(self, exam_id: int) -> Folder | None:
         """One exam by id."""
         return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_UNITS)
 
-    def image_page(self, exam: int, first: int, most: int, *, shows: int) -> list[ImageRow]:
+    def image_page(self, exam: int, first: int, most: int, *, shows: int, through: int) -> list[ImageRow]:
         """Instances of an exam with an id of at least `first`, in order of id."""
-        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows)
+        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows, through=through)
         return [_image(row) for row in rows]
 
     def instances_before(self, before: int, most: int) -> list[int]:
@@ -536,7 +615,15 @@ class Index:
         return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
 
     def image_by_name(
-        self, exam: int, label_key: str, series_number: int, number: int, suffix: str, *, shows: int
+        self,
+        exam: int,
+        label_key: str,
+        series_number: int,
+        number: int,
+        suffix: str,
+        *,
+        shows: int,
+        through: int,
     ) -> ImageRow | None:
         """The instance that bears these name components in an exam."""
         row = self._row(
@@ -547,12 +634,13 @@ class Index:
             number=number,
             suffix=suffix,
             shows=shows,
+            through=through,
         )
         return _image(row) if row else None
 
     def image(self, instance_id: int) -> ImageRow | None:
         """One instance by id."""
-        row = self._row(_IMAGE_BY_ID, id=instance_id)
+        row = self._row(IMAGE_BY_ID, id=instance_id)
         return _image(row) if row else None
 
     def image_shown(self, original: int) -> ImageRow | None:
@@ -576,6 +664,15 @@ class Index:
             Arrival(row.id, row.instance, row.pool, row.id == row.shown and row.id != row.instance)
             for row in rows
         ]
+
+    def last_removal(self) -> int:
+        """Number of the latest removal; 0 when there is none."""
+        row = self._row(_LAST_REMOVAL)
+        return int(row[0] or 0) if row else 0
+
+    def removals(self, after: int, most: int) -> list[Removal]:
+        """What was forgotten after this removal, in order; what was in a folder comes before the folder."""
+        return [_removal(row) for row in self._rows(_REMOVALS, after=after, most=most)]
 
     def originals_of(self, instance_id: int) -> list[StoredOriginal]:
         """Every original that is kept of an instance, in order of receipt."""

@@ -7,26 +7,25 @@ and only then lets the callers go on. So the order of sequence numbers is the or
 number of senders and processes. Never decodes pixels, never changes a byte of a data set.
 """
 
-import errno
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, sync_directory
+from dicomfs import forget
+from dicomfs.archive import Archive, Spool, file_meta, storage_errors, sync_directory
 from dicomfs.errors import (
     BadInstance,
     DuplicateRefused,
     IdentityMismatch,
-    StoreError,
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
@@ -97,7 +96,7 @@ class Ingest:
 
         Raises StoreMismatch (not a store, or of another version), StoreFull, StoreUnavailable.
         """
-        with _storage_errors(f"the store {store}"):
+        with storage_errors(f"the store {store}"):
             store.mkdir(mode=0o750, parents=True, exist_ok=True)
             index_path = store / INDEX_NAME
             if not index_path.exists() and any(store.iterdir()) and not (store / "archive").exists():
@@ -113,6 +112,11 @@ class Ingest:
             index = Index(index_path, create=True)
             with index.write() as writer:
                 removed = archive.clean(partial(_has_row, writer))
+            try:
+                forget.finish(archive, index)
+            except BaseException:
+                index.close()
+                raise
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
@@ -141,7 +145,7 @@ class Ingest:
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
         receipt = replace(receipt, duplicates=self._duplicates)
-        with _storage_errors("the archive"), ExitStack() as undo:
+        with storage_errors("the archive"), ExitStack() as undo:
             self._check_space()
             spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
             for part in parts:
@@ -267,7 +271,7 @@ class Ingest:
 
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
         folders: set[Path] = set()
-        with _storage_errors("the archive"), self._index.write() as writer:
+        with storage_errors("the archive"), self._index.write() as writer:
             outcomes = []
             for pending in batch:
                 outcome = self._known(writer, pending, folders)
@@ -291,7 +295,7 @@ class Ingest:
         try:
             if new:
                 # Under the lock again: meanwhile another process may have stored the same object.
-                with _storage_errors("the archive"), self._index.write():
+                with storage_errors("the archive"), self._index.write():
                     for pending in new:
                         self.archive.withdraw(pending.spool)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
@@ -349,16 +353,3 @@ def _has_row(writer: Writer, digest: bytes, sequence: int) -> bool:
 def _plain(uid: str) -> str:
     """A UID as a peer sent it, fit for one line of a log: it may be anything, even a name."""
     return "".join(c if c in "0123456789." else "?" for c in uid)[:128]
-
-
-@contextmanager
-def _storage_errors(what: str) -> Iterator[None]:
-    """Turn the operating system's errors into ours. Every other error passes."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"no space left on the device of {what}") from error
-        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}") from error

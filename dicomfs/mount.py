@@ -23,6 +23,7 @@ from dicomfs.config import MountOptions
 from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
 from dicomfs.present import Presenter
+from dicomfs.publish import Publisher
 from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -158,15 +159,21 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
     async with open_view(store, options) as presenter:
-        door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
-        await _session(door, presenter, mountpoint, options, ready)
-        log.info("unmounted; %s", presenter.statistics())
+        publisher = Publisher(
+            mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
+        )
+        await _session(presenter, publisher, mountpoint, options, ready)
 
 
 async def _session(
-    door: Door, presenter: Presenter, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+    presenter: Presenter,
+    publisher: Publisher,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Callable[[], None],
 ) -> None:
     """The FUSE session itself: from init to unmount."""
+    door = Door(presenter, publisher, uid=options.uid, gid=options.gid, umask=options.umask)
     fuse_options = set(pyfuse3.default_options) | {f"fsname={TYPE_NAME}", f"subtype={TYPE_NAME}"}
     if options.allow_other:
         fuse_options.add("allow_other")
@@ -176,12 +183,18 @@ async def _session(
         raise MountRefused(
             f"cannot mount on {mountpoint}: {error}; is fuse3 installed, and may this user mount there?"
         ) from error
+
+    def statistics() -> str:
+        asked = ", ".join(f"{name} {number}" for name, number in sorted(door.asked.items()))
+        return f"requests: {asked or 'none'}; {presenter.statistics()}"
+
     # Only a clean end unmounts: after a crash an error is better than a folder that looks empty.
     clean = False
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal)
-            nursery.start_soon(presenter.follow, door.changed)
+            nursery.start_soon(_obey_signals, publisher, statistics)
+            nursery.start_soon(presenter.follow, publisher.changed)
+            nursery.start_soon(publisher.follow)
             ready()
             log.info("mounted on %s", mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
@@ -189,10 +202,16 @@ async def _session(
         clean = True
     finally:
         pyfuse3.close(unmount=clean)
+    log.info("unmounted; %s", statistics())
 
 
-async def _stop_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _obey_signals(publisher: Publisher, statistics: Callable[[], str]) -> None:
+    """SIGTERM and SIGINT end the mount, SIGUSR1 has it say what it has done."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
         async for number in signals:
+            if number == signal.SIGUSR1:
+                log.info("so far: %s", statistics())
+                continue
             log.info("stopping: %s", signal.Signals(number).name)
+            await publisher.stop()
             pyfuse3.terminate()

@@ -85,6 +85,9 @@ class PreparedSmbd:
     """What smbd has to say (also when it refuses to start)."""
     port: int
     share_name: str
+    close_share: tuple[str, ...]
+    """Command that makes clients connect to the share anew; empty when smbcontrol is not installed. To be
+    run when the mount was restarted: their sessions hold the old one, and watch nothing."""
 
 
 def glusterfs_fuse_available(folders: Iterable[str | Path] = _MODULE_FOLDERS) -> bool:
@@ -222,6 +225,7 @@ def prepare(
     text = _text(["[global]", *_bare(settings), f"[{share_name}]", *_bare(share)])
     config = folder / "smb.conf"
     config.write_text(text, encoding="utf-8")
+    control = _which("smbcontrol")
     return PreparedSmbd(
         argv=(
             found,
@@ -235,6 +239,7 @@ def prepare(
         log=folder / "log.smbd",
         port=port,
         share_name=share_name,
+        close_share=(control, f"--configfile={config}", "smbd", "close-share", share_name) if control else (),
     )
 
 
@@ -319,7 +324,11 @@ def _private_globals(folder: Path, port: int) -> list[_Setting]:
 
 
 def _which_smbd() -> str | None:
-    return shutil.which("smbd", path=f"{os.environ.get('PATH', '')}:{_SEARCH_PATH}")
+    return _which("smbd")
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool, path=f"{os.environ.get('PATH', '')}:{_SEARCH_PATH}")
 
 
 def _check_share_name(name: str) -> None:

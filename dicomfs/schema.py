@@ -26,6 +26,8 @@ SCHEMA_VERSION: Final = 3
 PICTURES: Final = 1
 PDF: Final = 2
 """Bits of the columns `shows`."""
+REMAINS: Final = 4
+"""Bit of the column `left`: the row itself is still there."""
 
 metadata = MetaData()
 
@@ -50,12 +52,8 @@ patients = Table(
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
     Column("id_folder", Text, nullable=False, comment="name component: the Patient ID, or empty"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
+    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
+    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -86,12 +84,8 @@ exams = Table(
     Column("folder", Text, nullable=False, comment="name component: the date"),
     Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
     Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
+    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
+    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -176,6 +170,31 @@ retired = Table(
     Column("path", Text, primary_key=True, comment="folded name of what was removed, below its folders'"),
     Column("owner", Text, nullable=False, comment="who bore it, and alone may have it again"),
     sqlite_with_rowid=False,
+)
+
+forgotten = Table(
+    "forgotten",
+    metadata,
+    Column("name", Text, primary_key=True, comment="folder in `forgotten/` that got the originals"),
+    Column("removed", Float, nullable=False, comment="seconds since the epoch"),
+    Column("originals", Integer, nullable=False, comment="how many"),
+)
+
+removals = Table(
+    "removals",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="order of removal; never given twice"),
+    Column("removed", Float, nullable=False, comment="seconds since the epoch; kept for some days"),
+    Column("patient", Text, nullable=False, comment="its row as it was, JSON"),
+    Column("exam", Text, nullable=False, comment="its row as it was, JSON; empty: this is about the patient"),
+    Column("image", Text, nullable=False, comment="what was read of it, JSON; empty: about the folder"),
+    Column(
+        "left",
+        Integer,
+        nullable=False,
+        comment="of a folder: what it can still be shown as, 1 pictures, 2 pdf, and 4 if it remains; a sum",
+    ),
+    sqlite_autoincrement=True,
 )
 
 _TRIGGERS: Final = (

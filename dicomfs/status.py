@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from dicomfs import forget
 from dicomfs.activity import DAY_S, OTHER_PATIENT, Events
-from dicomfs.archive import DATA_SET_OFFSET
+from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.census import Census, Conflicts, Intake
 from dicomfs.commitments import CommitmentCounts
 from dicomfs.commitments import counts as commitment_counts
@@ -152,6 +153,8 @@ class Status:
     quarantined: Aside
     commitments: CommitmentCounts | None
     """Of modalities that asked whether they may delete; None when it cannot be told."""
+    forgotten: int
+    """Originals that were taken out on purpose and are kept aside."""
     not_displayable: tuple[Failure, ...] | None
     """At most 1 000; None when it cannot be told."""
     troubles: tuple[str, ...]
@@ -217,6 +220,7 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
         unreviewed=unreviewed,
         quarantined=_aside(store / "quarantine"),
         commitments=commitments,
+        forgotten=forget.count(Archive(store)),
         not_displayable=failures,
         troubles=tuple(troubles),
         index_trouble=index_trouble,

@@ -129,6 +129,8 @@ def _aside(status: Status) -> Iterator[str]:
     yield f"{counted(status.quarantined.number, 'refused data set')} kept aside in {status.store}/quarantine"
     for when, why in status.quarantined.newest:
         yield f"  {_when(when, status.taken)}  {why}"
+    if status.forgotten:
+        yield f"{counted(status.forgotten, 'forgotten original')} kept in {status.store}/forgotten"
 
 
 def _commitments(found: CommitmentCounts | None) -> Iterator[str]:
@@ -220,6 +222,7 @@ def facts(status: Status) -> dict[str, Any]:
         "rate_days": None if space is None else space.rate_days,
         "days_left": None if space is None else space.days_left,
         "quarantined": status.quarantined.number,
+        "forgotten": status.forgotten,
         "quarantine_newest": [{"time": when, "reason": why} for when, why in status.quarantined.newest],
         "commitments": None if status.commitments is None else asdict(status.commitments),
         "not_displayable": None

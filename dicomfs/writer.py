@@ -132,7 +132,8 @@ _TOUCH = {
         update(table)
         .where(table.c.id == bindparam("row"))
         .values(
-            shows=table.c.shows.op("|")(bindparam("can_show")),
+            pictures_since=func.coalesce(table.c.pictures_since, bindparam("pictures")),
+            pdf_since=func.coalesce(table.c.pdf_since, bindparam("pdf")),
             updated=func.max(table.c.updated, bindparam("received")),
         )
     )
@@ -161,6 +162,21 @@ _PLACE_OF = _Statement(
 )
 _LAST_SEQUENCE = _Statement(select(counter.c.last_sequence))
 _COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Since:
+    """Receipt sequence numbers since when a folder has something to be shown as; None: it has not."""
+
+    pictures: int | None = None
+    pdf: int | None = None
+
+    def or_else(self, later: "_Since") -> "_Since":
+        """The first of each."""
+        return _Since(
+            later.pictures if self.pictures is None else self.pictures,
+            later.pdf if self.pdf is None else self.pdf,
+        )
 
 
 @dataclass(slots=True)
@@ -192,14 +208,16 @@ class Writer:
         self._last_sequence = 0
         self._owners = Owners(connection, self._recollection.owners)
         self._retired = Retired(connection)
-        self._touched: dict[tuple[Table, int], tuple[int, float]] = {}
+        self._touched: dict[tuple[Table, int], tuple[_Since, float]] = {}
 
     def finish(self) -> None:
         """Write what was put together for all of the transaction; called before it is committed."""
         if self._last_sequence:
             _COUNT.run(self._connection, last=self._last_sequence)
-        for (table, row), (shows, received) in self._touched.items():
-            _TOUCH[table].run(self._connection, row=row, can_show=shows, received=received)
+        for (table, row), (since, received) in self._touched.items():
+            _TOUCH[table].run(
+                self._connection, row=row, received=received, pictures=since.pictures, pdf=since.pdf
+            )
         self._touched.clear()
         self._recollection.bound()
 
@@ -281,7 +299,7 @@ class Writer:
             self._new_patient(header, sequence, receipt)
             patient = sequence
         else:
-            self._touch(patients, patient, header, receipt)
+            self._touch(patients, patient, header, receipt, sequence)
         self._owners.record(header, patient, sequence)
         return patient
 
@@ -294,6 +312,7 @@ class Writer:
                 or self._retired.patient(_folder_key(folder, s, PATIENT_UNITS), identity_of(header).text)
             ),
         )
+        since = _since(header, sequence)
         _INSERT[patients].run(
             self._connection,
             id=sequence,
@@ -301,7 +320,8 @@ class Writer:
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, PATIENT_UNITS),
             id_folder=component(header.patient_id, PATIENT_UNITS),
-            shows=_shows(header),
+            pictures_since=since.pictures,
+            pdf_since=since.pdf,
             updated=receipt.received,
         )
 
@@ -310,9 +330,12 @@ class Writer:
     def _is_taken(self, statement: _Statement, **values: object) -> bool:
         return statement.first(self._connection, **values) is not None
 
-    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt) -> None:
-        shows, received = self._touched.get((table, row), (0, 0.0))
-        self._touched[table, row] = (shows | _shows(header), max(received, receipt.received))
+    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt, sequence: int) -> None:
+        earlier, received = self._touched.get((table, row), (_Since(), 0.0))
+        self._touched[table, row] = (
+            earlier.or_else(_since(header, sequence)),
+            max(received, receipt.received),
+        )
 
     def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
         place = (patient, header.study_uid, header.study_date)
@@ -323,7 +346,7 @@ class Writer:
             )
             found = int(row.id) if row else None
         if found is not None:
-            self._touch(exams, found, header, receipt)
+            self._touch(exams, found, header, receipt, sequence)
             self._recollection.exams[place] = found
             return found
         folder, owner = exam_folder(header.study_date), f"{header.study_uid}\n{header.study_date}"
@@ -334,6 +357,7 @@ class Writer:
                 or self._retired.exam(patient, _folder_key(folder, s, EXAM_UNITS), owner)
             ),
         )
+        since = _since(header, sequence)
         _INSERT[exams].run(
             self._connection,
             id=sequence,
@@ -343,7 +367,8 @@ class Writer:
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, EXAM_UNITS),
-            shows=_shows(header),
+            pictures_since=since.pictures,
+            pdf_since=since.pdf,
             updated=receipt.received,
         )
         self._recollection.exams[place] = sequence
@@ -420,8 +445,8 @@ class Writer:
     def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
         """Let an instance show another original from now on, under the name that it has."""
         place = _PLACE_OF.first(self._connection, instance=instance)
-        self._touch(patients, int(place.patient), header, receipt)
-        self._touch(exams, int(place.exam), header, receipt)
+        self._touch(patients, int(place.patient), header, receipt, original)
+        self._touch(exams, int(place.exam), header, receipt, original)
         _SHOW.run(
             self._connection,
             instance=instance,
@@ -471,6 +496,11 @@ def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
         if (suffix or place == 0) and not taken(suffix):
             return suffix
     raise StoreUnavailable("no free name could be found")
+
+
+def _since(header: Header, sequence: int) -> _Since:
+    shows = _shows(header)
+    return _Since(sequence if shows & PICTURES else None, sequence if shows & PDF else None)
 
 
 def _shows(header: Header) -> int:

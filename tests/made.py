@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
+from dicomfs.gate import Gate
 from dicomfs.index import Index
 from dicomfs.model import Header, Receipt, Recipe
 from dicomfs.renditions import Renditions
@@ -70,13 +71,27 @@ def add(index: Index, *headers: Header, received: float = RECEIVED) -> list[int]
     return sequences
 
 
+def add_at_once(index: Index, headers: Iterable[Header], received: float = RECEIVED) -> None:
+    """The same in one transaction."""
+    with index.write() as writer:
+        for one in headers:
+            sequence = writer.next_sequence()
+            digest = sha256(f"{sequence}".encode()).digest()
+            writer.add(one, Receipt(ExplicitVRLittleEndian, received), sequence, digest, 1000 + sequence)
+
+
 def tree(
-    folder: Path, index: Index, *, formats: Iterable[str] = ("jpg",), frames: int = 1000
+    folder: Path,
+    index: Index,
+    *,
+    formats: Iterable[str] = ("jpg",),
+    frames: int = 1000,
+    gate: Gate | None = None,
 ) -> tuple[Tree, Renditions]:
     """A view of an index; the caller closes the renditions."""
     renditions = Renditions(folder / "renditions.sqlite3", index.store_id)
     recipes = {name: (Recipe(name), f"digest of {name}") for name in formats if name != "dcm"}
-    view = Tree(index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames)
+    view = Tree(index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames, gate=gate)
     return view, renditions
 
 

@@ -26,12 +26,13 @@ class Scale:
     frames: int = 2000
     """Of one large object: 1 GB."""
     pictures: int = 2000
+    arrivals: int = 500
     rounds: int = 3
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 
 
-QUICK = Scale(images=16, small_images=16, frames=8, pictures=24, rounds=1)
+QUICK = Scale(images=16, small_images=16, frames=8, pictures=24, arrivals=20, rounds=1)
 
 
 @dataclass(frozen=True, slots=True)

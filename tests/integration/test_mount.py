@@ -728,8 +728,8 @@ def test_listing_reading_importing_and_dying_workers_at_once(store: Store, tmp_p
         busy.join(150)
         for batch in coming:
             store.take(*batch)
+        wait_until(lambda: len(store.files("jpg")) == len(store.files("dcm")) == 120, "every name", 60)
         wait_until(lambda: all(readable(path) for path in store.files()), "every file readable", 60)
-        assert len(store.files("jpg")) == len(store.files("dcm")) == 120
         assert it.process.poll() is None
         assert "Traceback" not in it.output()
         assert not any(word in it.output() for word in ("Doe", "4711"))

@@ -64,6 +64,11 @@ def clinic() -> Iterator[Clinic]:
         with serving(scratch, "-o", "formats=jpg+png+dcm") as served:
             storescu(served.port, *people)
             dcmsend(served.port, *samples)
+            # Names appear one after the other, those of the last format at the end.
+            wait_until(
+                lambda: sum(1 for _ in (served.mount / "dcm").rglob("*.dcm")) == len(people) + len(samples),
+                "everything that was sent",
+            )
             yield Clinic(served, people, samples)
         assert not list(served.temporary.iterdir())
 
@@ -183,5 +188,6 @@ def test_what_arrives_appears_in_an_open_folder(clinic: Clinic, tmp_path: Path) 
         wait_until(lambda: listed() - before == {"FIESTA_4_9.jpg"}, "the folder held open", 5)
     finally:
         os.close(held)
+    wait_until((clinic.served.mount / "dcm" / folder[4:] / "FIESTA_4_9.dcm").exists, "the last of its names")
     # The other tests compare what is shown with what was sent.
     clinic.people.append(late)

@@ -6,12 +6,24 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from dicomfs.serve import MOST_REVIVALS
+from tests.smb import client
 from tests.support import mounted, wait_until
-from tests.system.programs import Process, Served, alive, descendants, series, serving, storescu
+from tests.system.programs import (
+    Process,
+    Served,
+    alive,
+    descendants,
+    named,
+    series,
+    serving,
+    storescu,
+)
 
 PARTS = {
     "the receiver (scp)": re.compile(r"dicomfs\.cli scp "),
@@ -37,13 +49,13 @@ def part(served: Served, name: str) -> Process:
 def work(served: Served, scratch: Path) -> list[Process]:
     """Have every part do something; returns all processes there are then, `serve` left out."""
     storescu(served.port, *series(scratch / "sent", 3))
-    assert served.smb("recurse ON; ls").count(".jpg ") == 3
+    wait_until(lambda: served.smb("recurse ON; ls").count(".jpg ") == 3, "the pictures over SMB")
     processes = descendants(served.running.process.pid)
     assert len(processes) > len(PARTS)  # there are render processes too
     return processes
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("name", sorted(PARTS.keys() - {"the mount"}))
 def test_a_part_that_dies_takes_everything_along(scratch: Path, name: str) -> None:
     with serving(scratch) as served:
         processes = work(served, scratch)
@@ -55,6 +67,45 @@ def test_a_part_that_dies_takes_everything_along(scratch: Path, name: str) -> No
         wait_until(lambda: not alive(processes), "all parts have ended", PATIENCE_S)
         assert not mounted(served.mount)
         assert list(served.temporary.iterdir()) == []
+
+
+def test_a_mount_that_dies_comes_back_for_open_sessions_too(scratch: Path) -> None:
+    with serving(scratch) as served, client(served.smb_port, "dicomfs") as smb:
+        others = [part(served, name) for name in PARTS if name != "the mount"]
+        storescu(served.port, *series(scratch / "sent", 2))
+        wait_until(lambda: smb.names() == ["Beat Heart"], "the patient over SMB")
+        with smb.watch("") as told:
+            os.kill(part(served, "the mount").pid, signal.SIGKILL)
+            served.running.wait_until(
+                lambda: "the mount answers again" in served.running.output(), "another mount", PATIENCE_S
+            )
+            assert told.names("added") == []
+        assert alive(others) == others
+        # The same connection and session; Windows connects to the share by itself.
+        smb.reconnect()
+        wait_until(lambda: len(smb.names("Beat Heart/2024-02-29")) == 2, "both images")
+        with smb.watch("") as told:
+            storescu(served.port, named(scratch / "late.dcm", "Late^Comer", patient_id="L"))
+            wait_until(lambda: told.names("added") == ["Late Comer"], "it is told again")
+        assert "Traceback" not in served.running.output()
+
+
+def revived_or_over(served: Served, times: int) -> bool:
+    return (
+        served.running.output().count("the mount answers again") == times
+        or served.running.process.poll() is not None
+    )
+
+
+def test_a_mount_that_cannot_live_takes_everything_along(scratch: Path) -> None:
+    with serving(scratch) as served:
+        process = served.running.process
+        for deaths in range(1, MOST_REVIVALS + 2):
+            os.kill(part(served, "the mount").pid, signal.SIGKILL)
+            wait_until(partial(revived_or_over, served, deaths), "another mount", PATIENCE_S)
+        assert process.wait(PATIENCE_S) == 1
+        assert "the mount was killed by SIGKILL; everything else" in served.running.output()
+        assert not mounted(served.mount)
 
 
 def test_parts_leave_the_group_of_their_caller_alone(scratch: Path) -> None:

@@ -14,8 +14,8 @@ ORDER = (
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
-    "ingest",
+    *("archive", "schema", "statement", "owners", "retired", "writer", "index"),
+    *("removal", "forget", "census", "renditions", "ingest"),
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
     *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
     *("association", "scp", "importer"),
@@ -25,19 +25,23 @@ ORDER = (
         "workerprocess",
         "workers",
         "cache",
+        "gate",
         "tree",
         "present",
         "view",
         "offline",
         "explain",
+        "publish",
         "fuse",
         "mount",
     ),
-    *("samba", "service", "serve"),
+    *("samba", "service", "serve", "forgetting"),
     *("status", "metrics", "statusview", "statuscommand"),
     "cli",
 )
 RECEIVE = {
+    "removal",
+    "forget",
     "ingest",
     "negotiation",
     "tls",
@@ -62,15 +66,17 @@ PRESENT = {
     "worker",
     "workers",
     "cache",
+    "gate",
     "tree",
     "present",
     "view",
     "offline",
     "explain",
+    "publish",
     "fuse",
     "mount",
 }
-BOTH = {"serve", "status", "metrics", "statusview", "statuscommand", "cli"}
+BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -95,9 +101,9 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"}
-    | {"commitments"},
-    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
+    | {"renditions", "commitments"},
+    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
