@@ -20,7 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Index as TableIndex
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 PICTURES: Final = 1
 PDF: Final = 2
 """Bits of the columns `shows`."""
@@ -51,6 +51,7 @@ patients = Table(
     Column("folder", Text, nullable=False, comment="name component: what people read"),
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
+    Column("id_folder", Text, nullable=False, comment="name component: the Patient ID, or empty"),
     Column(
         "shows",
         Integer,
@@ -70,6 +71,7 @@ exams = Table(
     Column("id", Integer, primary_key=True, comment="sequence of the original that created the exam"),
     Column("patient", ForeignKey("patients.id"), nullable=False),
     Column("study_uid", Text, nullable=False, comment="Study Instance UID, derived when missing"),
+    Column("date", Text, nullable=False, comment="YYYYMMDD of the exam, or empty"),
     Column("folder", Text, nullable=False, comment="name component: the date"),
     Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
     Column("folder_key", Text, nullable=False, comment="folded name with suffix"),

@@ -21,6 +21,7 @@ from dicomfs.naming import (
     PATIENT_BYTES,
     SERIES_BYTES,
     PatientKey,
+    component,
     exam_folder,
     exam_suffix,
     fold,
@@ -348,6 +349,7 @@ class Writer:
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
+            id_folder=component(header.patient_id, PATIENT_BYTES),
             shows=_shows(header),
             updated=receipt.received,
         )
@@ -383,6 +385,7 @@ class Writer:
             id=sequence,
             patient=patient,
             study_uid=header.study_uid,
+            date=header.study_date,
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, EXAM_BYTES),
