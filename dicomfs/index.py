@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Engine,
@@ -23,7 +24,9 @@ from sqlalchemy import (
     NullPool,
     Row,
     Table,
+    and_,
     bindparam,
+    case,
     create_engine,
     event,
     exc,
@@ -35,6 +38,8 @@ from sqlalchemy import (
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
 from dicomfs.naming import EXAM_BYTES, PATIENT_BYTES, suffixed
 from dicomfs.schema import (
+    PDF,
+    PICTURES,
     SCHEMA_VERSION,
     about,
     counter,
@@ -62,6 +67,12 @@ class Folder:
     id: int
     name: str
     updated: float
+    pictures_since: int | None
+    pdf_since: int | None
+
+    def since(self, shows: int) -> int | None:
+        """Receipt sequence number since when it has something that can be shown so; None: it has not."""
+        return {PICTURES: self.pictures_since, PDF: self.pdf_since}.get(shows, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +133,24 @@ class Counts:
     originals: int
 
 
-def _can_show(table: Table) -> ColumnElement[bool]:
-    """Rows that can be shown as all of `shows`; 0: every row."""
+def _folder_columns(table: Table) -> tuple[Column[Any], ...]:
+    """What a `Folder` is made of."""
+    c = table.c
+    return (c.id, c.folder, c.suffix, c.updated, c.pictures_since, c.pdf_since)
+
+
+def _has_shown(table: Table) -> ColumnElement[bool]:
+    """Folders that had, through a sequence number, something that can be shown as `shows`; 0: anything."""
+    since = {PICTURES: table.c.pictures_since, PDF: table.c.pdf_since}
+    wanted = case(since, value=bindparam("shows", type_=Integer), else_=table.c.id)
+    return wanted <= bindparam("through", type_=Integer)
+
+
+def _can_show() -> ColumnElement[bool]:
+    """Instances through a sequence number that can be shown as `shows`; 0: all."""
     wanted = bindparam("shows", type_=Integer)
-    return table.c.shows.op("&")(wanted) == wanted
+    through = instances.c.id <= bindparam("through", type_=Integer)
+    return and_(instances.c.shows.op("&")(wanted) == wanted, through)
 
 
 _IMAGE = (
@@ -152,40 +177,36 @@ _IMAGE = (
 
 # Built once: constructing a statement costs more than running it.
 _PATIENT_PAGE = (
-    select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated)
-    .where(patients.c.id > bindparam("after"), _can_show(patients))
+    select(*_folder_columns(patients))
+    .where(patients.c.id > bindparam("after"), _has_shown(patients))
     .order_by(patients.c.id)
     .limit(bindparam("most"))
 )
-_PATIENT_BY_KEY = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
-    patients.c.folder_key == bindparam("key"), _can_show(patients)
+_PATIENT_BY_KEY = select(*_folder_columns(patients)).where(
+    patients.c.folder_key == bindparam("key"), _has_shown(patients)
 )
-_PATIENT_BY_ID = select(patients.c.id, patients.c.folder, patients.c.suffix, patients.c.updated).where(
-    patients.c.id == bindparam("id")
-)
+_PATIENT_BY_ID = select(*_folder_columns(patients)).where(patients.c.id == bindparam("id"))
 _EXAM_PAGE = (
-    select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated)
+    select(*_folder_columns(exams))
     .where(
         exams.c.patient == bindparam("patient"),
         exams.c.id > bindparam("after"),
-        _can_show(exams),
+        _has_shown(exams),
     )
     .order_by(exams.c.id)
     .limit(bindparam("most"))
 )
-_EXAM_BY_KEY = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
+_EXAM_BY_KEY = select(*_folder_columns(exams)).where(
     exams.c.patient == bindparam("patient"),
     exams.c.folder_key == bindparam("key"),
-    _can_show(exams),
+    _has_shown(exams),
 )
-_EXAM_BY_ID = select(exams.c.id, exams.c.folder, exams.c.suffix, exams.c.updated).where(
-    exams.c.id == bindparam("id")
-)
+_EXAM_BY_ID = select(*_folder_columns(exams)).where(exams.c.id == bindparam("id"))
 _IMAGE_PAGE = (
     _IMAGE.where(
         instances.c.exam == bindparam("exam"),
         instances.c.id >= bindparam("first"),
-        _can_show(instances),
+        _can_show(),
     )
     .order_by(instances.c.id)
     .limit(bindparam("most"))
@@ -202,7 +223,7 @@ _IMAGE_BY_NAME = _IMAGE.where(
     series.c.number == bindparam("series_number"),
     instances.c.number == bindparam("number"),
     instances.c.suffix == bindparam("suffix"),
-    _can_show(instances),
+    _can_show(),
 )
 _IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
 _IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
@@ -238,7 +259,7 @@ def _folder(row: Row[Any] | None, limit_bytes: int) -> Folder | None:
     if row is None:
         return None
     name = suffixed(row.folder, row.suffix, limit_bytes) if row.suffix else row.folder
-    return Folder(row.id, name, row.updated)
+    return Folder(row.id, name, row.updated, row.pictures_since, row.pdf_since)
 
 
 def _image(row: Row[Any]) -> ImageRow:
@@ -447,36 +468,39 @@ class Index:
         row = self._row(_PATIENT_OF_EXAM, id=exam_id)
         return int(row.patient) if row else None
 
-    def patient_page(self, after: int, most: int, *, shows: int) -> list[Folder]:
-        """Patients with an id above `after`, in order of id; `shows`: only those that have such."""
-        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows)
+    # `shows`: only what can be shown so (0: all); `through`: only what could when this sequence number came.
+
+    def patient_page(self, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
+        """Patients with an id above `after`, in order of id."""
+        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows, through=through)
         return [f for f in (_folder(row, PATIENT_BYTES) for row in rows) if f]
 
-    def patient_by_key(self, key: str, *, shows: int) -> Folder | None:
+    def patient_by_key(self, key: str, *, shows: int, through: int) -> Folder | None:
         """The patient whose folded folder name is `key`."""
-        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_BYTES)
+        row = self._row(_PATIENT_BY_KEY, key=key, shows=shows, through=through)
+        return _folder(row, PATIENT_BYTES)
 
     def patient(self, patient_id: int) -> Folder | None:
         """One patient by id."""
         return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_BYTES)
 
-    def exam_page(self, patient: int, after: int, most: int, *, shows: int) -> list[Folder]:
+    def exam_page(self, patient: int, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
         """Exams of a patient with an id above `after`, in order of id."""
-        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows)
+        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows, through=through)
         return [f for f in (_folder(row, EXAM_BYTES) for row in rows) if f]
 
-    def exam_by_key(self, patient: int, key: str, *, shows: int) -> Folder | None:
+    def exam_by_key(self, patient: int, key: str, *, shows: int, through: int) -> Folder | None:
         """The exam of this patient whose folded folder name is `key`."""
-        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows)
+        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows, through=through)
         return _folder(row, EXAM_BYTES)
 
     def exam(self, exam_id: int) -> Folder | None:
         """One exam by id."""
         return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_BYTES)
 
-    def image_page(self, exam: int, first: int, most: int, *, shows: int) -> list[ImageRow]:
+    def image_page(self, exam: int, first: int, most: int, *, shows: int, through: int) -> list[ImageRow]:
         """Instances of an exam with an id of at least `first`, in order of id."""
-        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows)
+        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows, through=through)
         return [_image(row) for row in rows]
 
     def instances_before(self, before: int, most: int) -> list[int]:
@@ -484,7 +508,15 @@ class Index:
         return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
 
     def image_by_name(
-        self, exam: int, label_key: str, series_number: int, number: int, suffix: str, *, shows: int
+        self,
+        exam: int,
+        label_key: str,
+        series_number: int,
+        number: int,
+        suffix: str,
+        *,
+        shows: int,
+        through: int,
     ) -> ImageRow | None:
         """The instance that bears these name components in an exam."""
         row = self._row(
@@ -495,6 +527,7 @@ class Index:
             number=number,
             suffix=suffix,
             shows=shows,
+            through=through,
         )
         return _image(row) if row else None
 

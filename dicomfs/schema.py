@@ -52,12 +52,8 @@ patients = Table(
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
     Column("id_folder", Text, nullable=False, comment="name component: the Patient ID, or empty"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
+    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
+    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -75,12 +71,8 @@ exams = Table(
     Column("folder", Text, nullable=False, comment="name component: the date"),
     Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
     Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
-    Column(
-        "shows",
-        Integer,
-        nullable=False,
-        comment="all its instances can be shown as: 1 pictures, 2 pdf",
-    ),
+    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
+    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.gate import Gate, Mark
 from dicomfs.index import Folder, ImageRow, Index
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
@@ -116,6 +117,8 @@ class Inode:
         return parts if parts.number == number else None
 
 
+_OPEN: Final = Gate()
+
 LAST_VERSION: Final = 0xFF
 """A pool that has been decided this often keeps its last window."""
 
@@ -131,6 +134,17 @@ class Entry:
     """Bytes, exactly; None when the file must be rendered first to know."""
     modified: float
     """Seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Appearance:
+    """A name that an original brought into a view: hidden until the gate's `rank` has come to `mark`."""
+
+    folder: Inode
+    name: str
+    is_folder: bool
+    rank: tuple[str, Kind]
+    mark: Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +200,11 @@ def _view(key: str, recipe: Recipe | None, digest: str, *, windows: bool) -> _Vi
     )
 
 
+def _name(row: ImageRow, frame: int, view: _View) -> str:
+    parts = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
+    return file_name(parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One step of a listing: continue after `cookie`."""
@@ -206,11 +225,13 @@ class Tree:
         *,
         formats: Sequence[str],
         frames: int,
+        gate: Gate | None = None,
     ) -> None:
         """`formats`: keys of the views (`view_key`), in order; `recipes`: for each rendered one its recipe
-        and the digest that stands for it in `Key`.
+        and the digest that stands for it in `Key`; `gate`: how far names are shown, without one all are.
         """
         self.formats = tuple(formats)
+        self.gate = gate or Gate()
         self._index = index
         self._archive = archive
         self._renditions = renditions
@@ -238,35 +259,38 @@ class Tree:
 
     # Names -> entries
 
-    def lookup(self, parent: Inode, name: str) -> Entry | None:
-        """The entry of that exact name in a folder, or None."""
-        entry = self._find(parent, name)
+    def lookup(self, parent: Inode, name: str, *, hidden: bool = False) -> Entry | None:
+        """The entry of that exact name in a folder, or None; with `hidden` also one not published yet."""
+        entry = self._find(parent, name, _OPEN if hidden else self.gate)
         return entry if entry is not None and entry.name == name else None
 
     def real_name(self, parent: Inode, name: str) -> str | None:
         """The spelling under which a folder has this name in any case, or None."""
-        entry = self._find(parent, name)
+        entry = self._find(parent, name, self.gate)
         return entry.name if entry is not None else None
 
-    def _find(self, parent: Inode, name: str) -> Entry | None:
+    def _find(self, parent: Inode, name: str, gate: Gate) -> Entry | None:
         view = self._view_of(parent)
         if view is None:
             found = next((v for v in self._views.values() if fold(v.label) == fold(name)), None)
             return self._view_entry(found) if found and parent == self.root else None
         if parent.kind is Kind.TOP:
-            patient = self._index.patient_by_key(fold(name), shows=view.shows)
+            through = gate.mark((view.key, Kind.PATIENT)).sequence
+            patient = self._index.patient_by_key(fold(name), shows=view.shows, through=through)
             return self._folder_entry(Kind.PATIENT, patient, view)
         if parent.kind is Kind.PATIENT:
-            exam = self._index.exam_by_key(parent.id, fold(name), shows=view.shows)
+            through = gate.mark((view.key, Kind.EXAM)).sequence
+            exam = self._index.exam_by_key(parent.id, fold(name), shows=view.shows, through=through)
             return self._folder_entry(Kind.EXAM, exam, view)
         if parent.kind is Kind.EXAM:
-            return self._find_file(parent.id, name, view)
+            return self._find_file(parent.id, name, view, gate)
         return None
 
-    def _find_file(self, exam: int, name: str, view: _View) -> Entry | None:
+    def _find_file(self, exam: int, name: str, view: _View, gate: Gate) -> Entry | None:
         parts = parse_file_name(_AFTER_NUMBERS.sub(lambda match: match[0].lower(), name))
         if parts is None or parts.extension != view.extension:
             return None
+        mark = gate.mark((view.key, Kind.FILE))
         row = self._index.image_by_name(
             exam,
             fold(parts.series),
@@ -274,8 +298,9 @@ class Tree:
             parts.instance_number,
             parts.suffix,
             shows=view.shows,
+            through=mark.sequence,
         )
-        if row is None or parts.frame not in self._frame_numbers(row, view):
+        if row is None or parts.frame not in self._shown_frames(row, view, mark):
             return None
         return self._file_entries([(row, parts.frame)], view)[0]
 
@@ -322,6 +347,11 @@ class Tree:
             return range(1)
         return range(1, min(row.frames, self._frames) + 1)
 
+    def _shown_frames(self, row: ImageRow, view: _View, mark: Mark) -> range:
+        """Those of the frame numbers that are published."""
+        numbers = self._frame_numbers(row, view)
+        return numbers if row.id < mark.sequence else numbers[: max(mark.frame + 1 - numbers.start, 0)]
+
     def _file_entries(
         self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
     ) -> list[Entry]:
@@ -348,11 +378,11 @@ class Tree:
                     # What nobody has asked for yet will be decided as version 1.
                     of_file = versions.get(row.pool, 1)
                 size = known.get((row.original, max(frame - 1, 0), of_file))
-            name = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
             inode = Inode(Kind.FILE, row.original, view.key, frame, of_file)
             # A picture that changed must look newer than before, and the same from every mount.
             modified = row.modified + max(of_file - 1, 0)
-            entries.append(Entry(file_name(name), inode, is_folder=False, size=size, modified=modified))
+            name = _name(row, frame, view)
+            entries.append(Entry(name, inode, is_folder=False, size=size, modified=modified))
         return entries
 
     # Listings
@@ -371,10 +401,12 @@ class Tree:
         elif parent.kind is Kind.EXAM:
             yield from self._list_files(parent, view, after, most)
         elif parent.kind in (Kind.TOP, Kind.PATIENT):
-            if parent.kind is Kind.TOP:
-                kind, folders = Kind.PATIENT, self._index.patient_page(after, most, shows=view.shows)
+            kind = Kind.PATIENT if parent.kind is Kind.TOP else Kind.EXAM
+            through = self.gate.mark((view.key, kind)).sequence
+            if kind is Kind.PATIENT:
+                folders = self._index.patient_page(after, most, shows=view.shows, through=through)
             else:
-                kind, folders = Kind.EXAM, self._index.exam_page(parent.id, after, most, shows=view.shows)
+                folders = self._index.exam_page(parent.id, after, most, shows=view.shows, through=through)
             for folder in folders:
                 entry = self._folder_entry(kind, folder, view)
                 if entry is not None:
@@ -383,10 +415,12 @@ class Tree:
     def _list_files(self, exam: Inode, view: _View, after: int, most: int) -> Iterator[Listed]:
         """A file's cookie is its instance id and frame number."""
         first, done = after >> 14, after & 0x3FFF
+        mark = self.gate.mark((view.key, Kind.FILE))
         files: list[tuple[ImageRow, int]] = []
         # One more than asked for, since all of the first may have been handed out before.
-        for row in self._index.image_page(exam.id, first, most + 1, shows=view.shows):
-            numbers = self._frame_numbers(row, view)
+        rows = self._index.image_page(exam.id, first, most + 1, shows=view.shows, through=mark.sequence)
+        for row in rows:
+            numbers = self._shown_frames(row, view, mark)
             start = 0 if row.id != first or not after else done + 1
             rest = range(max(numbers.start, start), numbers.stop)
             files += [(row, frame) for frame in rest[: most - len(files)]]
@@ -462,6 +496,42 @@ class Tree:
             for view in self._views.values()
             for entry in self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
         ]
+
+    def appearances(self, sequence: int, instance: int) -> Iterator[Appearance]:
+        """Names that the original of this receipt number brought with it, in every view, folders first."""
+        row = self._index.image(instance)
+        patient = self._index.patient(row.patient) if row else None
+        exam = self._index.exam(row.exam) if row else None
+        if row is None or patient is None or exam is None:
+            return
+        for view in self._views.values():
+            if patient.since(view.shows) == sequence:
+                rank = (view.key, Kind.PATIENT)
+                yield Appearance(self._top(view), patient.name, True, rank, Mark(sequence))
+            if exam.since(view.shows) == sequence:
+                rank, folder = (view.key, Kind.EXAM), Inode(Kind.PATIENT, patient.id, view.key)
+                yield Appearance(folder, exam.name, True, rank, Mark(sequence))
+            if instance != sequence:
+                continue
+            rank, folder = (view.key, Kind.FILE), Inode(Kind.EXAM, exam.id, view.key)
+            for frame in self._frame_numbers(row, view):
+                yield Appearance(folder, _name(row, frame, view), False, rank, Mark(sequence, frame))
+
+    def _top(self, view: _View) -> Inode:
+        """The folder that holds a view's patients."""
+        return Inode(Kind.TOP, format=view.key if len(self.formats) > 1 else "")
+
+    def path(self, folder: Inode) -> tuple[str, ...] | None:
+        """Names that lead from the root to a folder; None when there is none (any more)."""
+        names: list[str] = []
+        inode: Inode | None = folder
+        while inode is not None and inode != self.root:
+            entry = self.entry(inode)
+            if entry is None:
+                return None
+            names.insert(0, entry.name)
+            inode = self.parent(inode)
+        return tuple(names) if inode is not None else None
 
     def place_of(self, inode: Inode) -> tuple[Inode, int] | None:
         """The exam that holds a file, and its cookie there: `listing` after it gives what follows."""

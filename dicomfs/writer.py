@@ -162,7 +162,8 @@ _TOUCH = {
         update(table)
         .where(table.c.id == bindparam("row"))
         .values(
-            shows=table.c.shows.op("|")(bindparam("can_show")),
+            pictures_since=func.coalesce(table.c.pictures_since, bindparam("pictures")),
+            pdf_since=func.coalesce(table.c.pdf_since, bindparam("pdf")),
             updated=func.max(table.c.updated, bindparam("received")),
         )
     )
@@ -187,6 +188,21 @@ _SHOW = _Statement(
 _SERIES_OF = _Statement(select(instances.c.series).where(instances.c.id == bindparam("instance")))
 _LAST_SEQUENCE = _Statement(select(counter.c.last_sequence))
 _COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
+
+
+@dataclass(frozen=True, slots=True)
+class _Since:
+    """Receipt sequence numbers since when a folder has something to be shown as; None: it has not."""
+
+    pictures: int | None = None
+    pdf: int | None = None
+
+    def or_else(self, later: "_Since") -> "_Since":
+        """The first of each."""
+        return _Since(
+            later.pictures if self.pictures is None else self.pictures,
+            later.pdf if self.pdf is None else self.pdf,
+        )
 
 
 @dataclass(slots=True)
@@ -215,14 +231,16 @@ class Writer:
         self._connection = connection
         self._recollection = recollection or Recollection()
         self._last_sequence = 0
-        self._touched: dict[tuple[Table, int], tuple[int, float]] = {}
+        self._touched: dict[tuple[Table, int], tuple[_Since, float]] = {}
 
     def finish(self) -> None:
         """Write what was put together for all of the transaction; called before it is committed."""
         if self._last_sequence:
             _COUNT.run(self._connection, last=self._last_sequence)
-        for (table, row), (shows, received) in self._touched.items():
-            _TOUCH[table].run(self._connection, row=row, can_show=shows, received=received)
+        for (table, row), (since, received) in self._touched.items():
+            _TOUCH[table].run(
+                self._connection, row=row, received=received, pictures=since.pictures, pdf=since.pdf
+            )
         self._touched.clear()
         self._recollection.bound()
 
@@ -327,7 +345,7 @@ class Writer:
         """Id of the patient this data set belongs to, made now if there is none."""
         patient = self._patient(header)
         if patient is not None:
-            self._touch(patients, patient, header, receipt)
+            self._touch(patients, patient, header, receipt, sequence)
             return patient
         key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
         folder = patient_folder(header.patient_name, header.patient_id)
@@ -339,6 +357,7 @@ class Writer:
             ],
             lambda s: self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_BYTES)),
         )
+        since = _since(header, sequence)
         _INSERT[patients].run(
             self._connection,
             id=sequence,
@@ -350,7 +369,8 @@ class Writer:
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
             id_folder=component(header.patient_id, PATIENT_BYTES),
-            shows=_shows(header),
+            pictures_since=since.pictures,
+            pdf_since=since.pdf,
             updated=receipt.received,
         )
         self._recollection.patients[_place(key, header)] = sequence
@@ -361,9 +381,12 @@ class Writer:
     def _is_taken(self, statement: _Statement, **values: object) -> bool:
         return statement.run(self._connection, **values).first() is not None
 
-    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt) -> None:
-        shows, received = self._touched.get((table, row), (0, 0.0))
-        self._touched[table, row] = (shows | _shows(header), max(received, receipt.received))
+    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt, sequence: int) -> None:
+        earlier, received = self._touched.get((table, row), (_Since(), 0.0))
+        self._touched[table, row] = (
+            earlier.or_else(_since(header, sequence)),
+            max(received, receipt.received),
+        )
 
     def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
         place = (patient, header.study_uid)
@@ -372,7 +395,7 @@ class Writer:
             row = _EXAM.run(self._connection, study_uid=header.study_uid, patient=patient).first()
             found = int(row.id) if row else None
         if found is not None:
-            self._touch(exams, found, header, receipt)
+            self._touch(exams, found, header, receipt, sequence)
             self._recollection.exams[place] = found
             return found
         folder = exam_folder(header.study_date)
@@ -380,6 +403,7 @@ class Writer:
             ["", exam_suffix(header.study_time), *_hashes(header.study_uid, 4)],
             lambda s: self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_BYTES)),
         )
+        since = _since(header, sequence)
         _INSERT[exams].run(
             self._connection,
             id=sequence,
@@ -389,7 +413,8 @@ class Writer:
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, EXAM_BYTES),
-            shows=_shows(header),
+            pictures_since=since.pictures,
+            pdf_since=since.pdf,
             updated=receipt.received,
         )
         self._recollection.exams[place] = sequence
@@ -458,8 +483,8 @@ class Writer:
         series_id = int(_SERIES_OF.run(self._connection, instance=instance).scalar_one())
         patient = self._patient(header)
         if patient is not None:
-            self._touch(patients, patient, header, receipt)
-            self._touch(exams, self._exam(header, receipt, original, patient), header, receipt)
+            self._touch(patients, patient, header, receipt, original)
+            self._touch(exams, self._exam(header, receipt, original, patient), header, receipt, original)
         _SHOW.run(
             self._connection,
             instance=instance,
@@ -496,6 +521,11 @@ def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
         if (suffix or place == 0) and not taken(suffix):
             return suffix
     raise StoreUnavailable("no free name could be found")
+
+
+def _since(header: Header, sequence: int) -> _Since:
+    shows = _shows(header)
+    return _Since(sequence if shows & PICTURES else None, sequence if shows & PDF else None)
 
 
 def _shows(header: Header) -> int:

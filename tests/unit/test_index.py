@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicomfs.errors import StoreMismatch, StoreUnavailable
+from dicomfs.gate import EVERYTHING
 from dicomfs.index import Index
 from dicomfs.model import Header, Receipt
 from dicomfs.schema import SCHEMA_VERSION
@@ -23,19 +24,23 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def patients(index: Index) -> list[str]:
-    return [folder.name for folder in index.patient_page(0, 100, shows=1)]
+    return [folder.name for folder in index.patient_page(0, 100, shows=1, through=EVERYTHING)]
 
 
 def exams(index: Index) -> list[str]:
-    found = index.patient_page(0, 100, shows=1)
-    return [exam.name for patient in found for exam in index.exam_page(patient.id, 0, 100, shows=1)]
+    found = index.patient_page(0, 100, shows=1, through=EVERYTHING)
+    return [
+        exam.name
+        for patient in found
+        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING)
+    ]
 
 
 def images(index: Index) -> list[tuple[str, int, int, str]]:
     found = []
-    for patient in index.patient_page(0, 100, shows=1):
-        for exam in index.exam_page(patient.id, 0, 100, shows=1):
-            for row in index.image_page(exam.id, 0, 100, shows=1):
+    for patient in index.patient_page(0, 100, shows=1, through=EVERYTHING):
+        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING):
+            for row in index.image_page(exam.id, 0, 100, shows=1, through=EVERYTHING):
                 found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
@@ -174,8 +179,8 @@ def test_modified_is_acquisition_unless_it_lies_in_the_future(
 def test_ids_are_the_sequence_of_the_original_that_created_them(index: Index) -> None:
     first, second, third = add(index, header(), header(sop_instance_uid="2.25.4"), other(9, patient_id="new"))
     assert (first, second, third) == (1, 2, 3)
-    assert [p.id for p in index.patient_page(0, 9, shows=1)] == [first, third]
-    assert [row.id for row in index.image_page(first, 0, 9, shows=1)] == [first, second]
+    assert [p.id for p in index.patient_page(0, 9, shows=1, through=EVERYTHING)] == [first, third]
+    assert [row.id for row in index.image_page(first, 0, 9, shows=1, through=EVERYTHING)] == [first, second]
     assert index.last_sequence() == 3
 
 
@@ -233,7 +238,7 @@ def test_reader_sees_what_another_connection_commits(tmp_path: Path, index: Inde
     assert reader.data_version() == before
     add(index, header())
     assert reader.data_version() != before
-    assert len(reader.patient_page(0, 9, shows=1)) == 1
+    assert len(reader.patient_page(0, 9, shows=1, through=EVERYTHING)) == 1
     reader.close()
 
 
@@ -311,7 +316,7 @@ def test_damaged_index_is_unavailable(tmp_path: Path, index: Index) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises((StoreUnavailable, StoreMismatch)):
-        Index(path).patient_page(0, 1000, shows=1)
+        Index(path).patient_page(0, 1000, shows=1, through=EVERYTHING)
 
 
 def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:
