@@ -135,6 +135,10 @@ class MountOptions:
     warm: bool = field(
         default=True, metadata={"parse": _flag, "help": "on: render new images soon after arrival; off"}
     )
+    live: bool = field(
+        default=True,
+        metadata={"parse": _flag, "help": "on: whoever watches a folder is told of what is new in it; off"},
+    )
     uid: int = field(
         default_factory=os.getuid, metadata={"parse": _USER, "help": "owner of all files, by name or number"}
     )

@@ -3,7 +3,9 @@
 Lookup and readdir answer at once, because the kernel holds the folder while they run; only getattr and
 open may wait for a render. Sizes that are not known yet are answered as 0 with no time to live, so that
 the kernel asks getattr when somebody wants to know (this needs `default_permissions`). A handle holds the
-bytes it was opened on. Everything that would write is EROFS. Used by `mount.py`.
+bytes it was opened on. Everything that would write is EROFS, but for the calls by which this process
+itself tells watchers what is new (`publish.py`): they succeed, and let the new name be seen. Used by
+`mount.py`.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ import trio
 
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
 from dicomfs.present import Presenter
+from dicomfs.publish import Act, Publisher, Step
 from dicomfs.tree import STORED, Entry, Inode, Listed
 
 P = ParamSpec("P")
@@ -91,13 +94,16 @@ class Door(pyfuse3.Operations):
 
     enable_writeback_cache = False
 
-    def __init__(self, presenter: Presenter, *, uid: int, gid: int, umask: int) -> None:
+    def __init__(self, presenter: Presenter, publisher: Publisher, *, uid: int, gid: int, umask: int) -> None:
         super().__init__()
         self._presenter = presenter
+        self._publisher = publisher
+        publisher.stale = self.drop_fetched
         self._tree = presenter.tree
         self._uid = uid
         self._gid = gid
-        self._folder_mode = stat.S_IFDIR | (0o755 & ~umask)
+        # The owner may make folders, or an ordinary user's mount could not tell of new ones.
+        self._folder_mode = stat.S_IFDIR | (0o755 & ~umask) | 0o700
         self._file_mode = stat.S_IFREG | (0o444 & ~umask)
         self._handles: dict[int, _Handle | _Listing] = {}
         self._last_handle = 0
@@ -141,6 +147,11 @@ class Door(pyfuse3.Operations):
             return await self.getattr(above.number, ctx)
         if len(name) > _NAME_BYTES:
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+        step = self._publisher.step_of(ctx.pid)
+        if step is not None and (ghost := step.ghosts.get((parent_inode, name.decode("utf-8", "replace")))):
+            attr = self._attributes(ghost)
+            attr.entry_timeout = attr.attr_timeout = 0
+            return attr
         try:
             entry = self._tree.lookup(parent, name.decode("utf-8"))
         except UnicodeDecodeError:
@@ -324,17 +335,90 @@ class Door(pyfuse3.Operations):
     async def _refuse(self, *_: Any) -> Any:
         raise pyfuse3.FUSEError(errno.EROFS)
 
-    create = mkdir = mknod = symlink = link = _refuse  # type: ignore[assignment]
-    unlink = rmdir = rename = _refuse  # type: ignore[assignment]
-    setattr = setxattr = removexattr = write = _refuse  # type: ignore[assignment]
+    create = symlink = link = rename = _refuse  # type: ignore[assignment]
+    setxattr = removexattr = write = _refuse  # type: ignore[assignment]
 
-    # Told by the presenter
+    # What our own thread does to be noticed; nothing here may wait, since the kernel holds the folder
 
-    def changed(self, names: Sequence[tuple[Inode, str]]) -> None:
-        """Make the kernel forget these (folder, name) pairs: each stands for another inode now."""
-        # What listings under way have fetched and not yet handed out names the old inodes.
+    def _own_step(self, act: Act, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> Step:
+        """The step that this call belongs to. Everybody else's call is EROFS."""
+        step = self._publisher.step_of(ctx.pid)
+        if (
+            step is None
+            or step.act is not act
+            or (step.folder.number, step.name.encode())
+            != (
+                parent_inode,
+                name,
+            )
+        ):
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return step
+
+    def _appear(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        step = self._own_step(Act.APPEAR, parent_inode, name, ctx)
+        entry = self._tree.lookup(step.folder, step.name, hidden=True)
+        if entry is None or step.appearance is None or entry.is_folder != step.is_folder:
+            raise pyfuse3.FUSEError(errno.ENOENT)  # it has gone again
+        self._tree.gate.release(step.appearance.rank, step.appearance.mark)
+        return self._attributes(entry)
+
+    @answered
+    async def mkdir(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """A folder that is new appears."""
+        return self._appear(parent_inode, name, ctx)
+
+    @answered
+    async def mknod(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        rdev: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """A file that is new appears."""
+        return self._appear(parent_inode, name, ctx)
+
+    @answered
+    async def rmdir(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> None:
+        """A folder that was forgotten goes."""
+        self._own_step(Act.GO, parent_inode, name, ctx)
+
+    @answered
+    async def unlink(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> None:
+        """A file that was forgotten goes."""
+        self._own_step(Act.GO, parent_inode, name, ctx)
+
+    @answered
+    async def setattr(
+        self,
+        inode: pyfuse3.InodeT,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: pyfuse3.FileHandleT | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """A file shows something else now: nothing is set. Never waits for its size, as getattr does."""
+        if self._publisher.step_of(ctx.pid) is None:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        entry = self._tree.entry(self._inode(inode))
+        if entry is None:
+            raise pyfuse3.FUSEError(errno.ESTALE)
+        return self._attributes(entry)
+
+    def drop_fetched(self) -> None:
+        """What listings under way have fetched and not yet handed out names old inodes: fetch it anew."""
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
                 handle.waiting = iter(())
-        for folder, name in names:
-            pyfuse3.invalidate_entry_async(folder.number, name.encode(), ignore_enoent=True)

@@ -23,6 +23,7 @@ from dicomfs.config import MountOptions
 from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
 from dicomfs.present import Presenter
+from dicomfs.publish import Publisher
 from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -158,15 +159,22 @@ def _inside(inner: Path, outer: Path) -> bool:
 
 async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[], None]) -> None:
     async with open_view(store, options) as presenter:
-        door = Door(presenter, uid=options.uid, gid=options.gid, umask=options.umask)
-        await _session(door, presenter, mountpoint, options, ready)
+        publisher = Publisher(
+            mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
+        )
+        await _session(presenter, publisher, mountpoint, options, ready)
         log.info("unmounted; %s", presenter.statistics())
 
 
 async def _session(
-    door: Door, presenter: Presenter, mountpoint: Path, options: MountOptions, ready: Callable[[], None]
+    presenter: Presenter,
+    publisher: Publisher,
+    mountpoint: Path,
+    options: MountOptions,
+    ready: Callable[[], None],
 ) -> None:
     """The FUSE session itself: from init to unmount."""
+    door = Door(presenter, publisher, uid=options.uid, gid=options.gid, umask=options.umask)
     fuse_options = set(pyfuse3.default_options) | {f"fsname={TYPE_NAME}", f"subtype={TYPE_NAME}"}
     if options.allow_other:
         fuse_options.add("allow_other")
@@ -180,8 +188,9 @@ async def _session(
     clean = False
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_stop_on_signal)
-            nursery.start_soon(presenter.follow, door.changed)
+            nursery.start_soon(_stop_on_signal, publisher)
+            nursery.start_soon(presenter.follow, publisher.changed)
+            nursery.start_soon(publisher.follow)
             ready()
             log.info("mounted on %s", mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
@@ -191,8 +200,9 @@ async def _session(
         pyfuse3.close(unmount=clean)
 
 
-async def _stop_on_signal() -> None:
+async def _stop_on_signal(publisher: Publisher) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for number in signals:
             log.info("stopping: %s", signal.Signals(number).name)
+            await publisher.stop()
             pyfuse3.terminate()

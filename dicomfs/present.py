@@ -9,7 +9,7 @@ trio thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -39,6 +39,9 @@ _OLDER_AT_ONCE: Final = 200
 _ARRIVALS_AT_ONCE: Final = 1000
 _DECISIONS_KEPT: Final = 4096
 
+Changed = Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]]
+"""Is told of (folder, name) pairs that show another inode now. Raises StoreUnavailable."""
+
 log = logging.getLogger(__name__)
 
 
@@ -59,7 +62,7 @@ class Presenter:
     ) -> None:
         """`quiet_s`: see `QUIET_S`; `ahead_tasks`: how many pictures are rendered ahead at once."""
         self.tree = tree
-        self._index = index
+        self.index = index
         self._renditions = renditions
         self._workers = workers
         self._cache = cache
@@ -200,7 +203,7 @@ class Presenter:
 
     # Following what comes in
 
-    async def follow(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+    async def follow(self, changed: Changed) -> None:
         """Watch the index until cancelled; `changed` is told of (folder, name) pairs that show another inode.
 
         *Cancellation*: at any time; nothing is left half recorded.
@@ -211,12 +214,12 @@ class Presenter:
             for _ in range(self._ahead_tasks):
                 nursery.start_soon(self._render_ahead)
 
-    async def _watch(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+    async def _watch(self, changed: Changed) -> None:
         version = -1
         complaining = False
         while True:
             try:
-                now_version = self._index.data_version()
+                now_version = self.index.data_version()
                 if now_version != version:
                     await self._take_arrivals(changed)
                     version = now_version
@@ -228,17 +231,17 @@ class Presenter:
                 complaining = True
             await trio.sleep(POLL_S)
 
-    async def _take_arrivals(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+    async def _take_arrivals(self, changed: Changed) -> None:
         """Go on where this or an earlier mount has stopped; raises StoreUnavailable anywhere between two."""
         if self._cursor is None:
             self._cursor = self._first_cursor()
         while True:
-            arrivals = self._index.arrivals(self._cursor, _ARRIVALS_AT_ONCE)
+            arrivals = self.index.arrivals(self._cursor, _ARRIVALS_AT_ONCE)
             for arrival in arrivals:
                 if arrival.pool and self.tree.policies:
                     self._growing[arrival.pool] = trio.current_time()
                 if arrival.replaces:
-                    changed([(folder, e.name) for folder, e in self.tree.names_of(arrival.instance)])
+                    await changed([(folder, e.name) for folder, e in self.tree.names_of(arrival.instance)])
                 if self._warm:
                     # What its pool decides waits until the pool is quiet.
                     entries = self.tree.files_of(arrival.instance)
@@ -253,7 +256,7 @@ class Presenter:
         if noted and None not in noted:
             return min(n for n in noted if n is not None)
         # Nothing was ever decided: there is nothing to go back for.
-        return self._index.last_sequence()
+        return self.index.last_sequence()
 
     def _note_followed(self) -> None:
         """Everything up to the cursor is settled: the next mount need not look at it again."""
@@ -267,7 +270,7 @@ class Presenter:
         self._backlog.extend(entry.inode for entry in entries if entry.size is None)
         self._hungry.unpark_all()
 
-    async def _settle(self, changed: Callable[[Sequence[tuple[Inode, str]]], None]) -> None:
+    async def _settle(self, changed: Changed) -> None:
         while True:
             now = trio.current_time()
             for pool in [p for p, at in self._growing.items() if at + self._quiet_s <= now]:
@@ -275,12 +278,11 @@ class Presenter:
                 self._settling = True
                 try:
                     names = await self._settle_pool(pool)
+                    if names:
+                        await changed(names)
                 except (RenderFailed, StoreUnavailable) as error:
                     log.warning("pool %s: its window cannot be decided now: %s", pool, error)
                     self._growing[pool] = trio.current_time()
-                else:
-                    if names:
-                        changed(names)
                 self._settling = False
                 # A volume is a pool for each slice, all quiet at the same moment.
                 await trio.lowlevel.checkpoint()
@@ -294,7 +296,7 @@ class Presenter:
             if not latest:
                 continue  # nobody has looked yet: the first who does decides over all of it
             recorded = self._renditions.decision(pool, policy, latest)
-            if recorded is not None and recorded.through < self._index.pool_through(pool):
+            if recorded is not None and recorded.through < self.index.pool_through(pool):
                 window, through = await self._judge(pool, policy, background=True)
                 if (window.low, window.high) == (recorded.window.low, recorded.window.high):
                     self._renditions.extend(pool, policy, latest, through)
@@ -330,7 +332,7 @@ class Presenter:
         """Newest first, what was there before and was never rendered: an import, an update of a library."""
         looked_at, before = 0, sys.maxsize
         while looked_at < OLDER_FILES:
-            page = self._index.instances_before(before, _OLDER_AT_ONCE)
+            page = self.index.instances_before(before, _OLDER_AT_ONCE)
             if not page:
                 return
             for before in page:

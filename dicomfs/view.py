@@ -19,6 +19,7 @@ from dicomfs.archive import Archive
 from dicomfs.cache import Cache
 from dicomfs.config import MountOptions
 from dicomfs.errors import DicomfsError, WorkerStartFailed
+from dicomfs.gate import EVERYTHING, Gate
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Recipe
 from dicomfs.present import Presenter
@@ -83,7 +84,11 @@ async def _presenter(
             if recipe is not None:
                 recipes[key] = (recipe, await rendering.workers.probe(recipe))
         keys = tuple(_recipes(options))
-        tree = Tree(index, Archive(store), renditions, recipes, formats=keys, frames=options.frames)
+        # What comes in from now on is shown when watchers have been told of it.
+        gate = Gate(index.last_sequence() if options.live else EVERYTHING)
+        tree = Tree(
+            index, Archive(store), renditions, recipes, formats=keys, frames=options.frames, gate=gate
+        )
         cache: Cache[Key, bytes] = Cache(options.cache, len)
         presenter = Presenter(
             tree,

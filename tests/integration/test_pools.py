@@ -30,6 +30,7 @@ from dicomfs.index import Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, PoolWindow, Receipt, Recipe, Source, Stored
 from dicomfs.present import Presenter
+from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
 from dicomfs.tree import Entry, Inode, Kind
@@ -160,10 +161,14 @@ async def showing(
         quiet_s=QUIET_S,
         ahead_tasks=ahead_tasks,
     )
+
+    async def note(names: Sequence[tuple[Inode, str]]) -> None:
+        changed.extend(names)
+
     try:
         async with trio.open_nursery() as nursery:
             if follow:
-                nursery.start_soon(presenter.follow, changed.extend)
+                nursery.start_soon(presenter.follow, note)
             await trio.sleep(1)  # the clock jumps: the first look at the index is done
             yield Shown(presenter, index, renditions, painters, changed)
             nursery.cancel_scope.cancel()
@@ -443,7 +448,6 @@ def test_listing_under_way_forgets_old_versions(
 ) -> None:
     take(tmp_path, writer, *range(1, 8))
     replied: list[tuple[str, int]] = []
-    monkeypatch.setattr(pyfuse3, "invalidate_entry_async", lambda *_, **__: None)
 
     def reply(token: list[int], name: bytes, attr: pyfuse3.EntryAttributes, cookie: int) -> bool:
         if not token[0]:
@@ -457,7 +461,15 @@ def test_listing_under_way_forgets_old_versions(
 
     async def scenario() -> None:
         async with showing(tmp_path, follow=False) as shown:
-            door = Door(shown.presenter, uid=0, gid=0, umask=0)
+            forgotten: list[bytes] = []
+            publisher = Publisher(
+                tmp_path,
+                shown.presenter.tree,
+                shown.index,
+                lambda _, name: forgotten.append(name),
+                live=False,
+            )
+            door = Door(shown.presenter, publisher, uid=0, gid=0, umask=0)
             nobody = cast("pyfuse3.RequestContext", None)
             handle = await door.opendir(pyfuse3.InodeT(EXAM.number), nobody)
 
@@ -469,7 +481,8 @@ def test_listing_under_way_forgets_old_versions(
             cookie = await read(0, 3)
             for version in (1, 2):
                 shown.renditions.decide("1:p", "auto", Decision(version, 7, window(version)))
-            door.changed([(EXAM, entry.name) for entry in shown.entries()])
+            await publisher.changed([(EXAM, entry.name) for entry in shown.entries()])
+            assert forgotten == [entry.name.encode() for entry in shown.entries()]
             await read(cookie, 100)
         versions = [inode.version for _, number in replied if (inode := Inode.of(number))]
         assert versions == [1, 1, 1, 2, 2, 2, 2]

@@ -87,7 +87,7 @@ HOME = {
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
     "sqlalchemy": {"schema", "writer", "index", "renditions"},
-    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
+    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
