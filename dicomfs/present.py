@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import trio
@@ -81,6 +82,8 @@ class Presenter:
         """Receipt sequence up to which arrivals have been seen."""
         self._noted: int | None = None
         self._settling = False
+        self._first_day = tree.first_day
+        """Of what the kernel has been told so far."""
         self._older = self._older_files()
         self._hungry = trio.lowlevel.ParkingLot()
         """Where `_render_ahead` waits for something in the backlog."""
@@ -224,6 +227,7 @@ class Presenter:
                     await self._take_arrivals(changed)
                     version = now_version
                 self._note_followed()
+                await self._tell_what_left(changed)
                 complaining = False
             except StoreUnavailable as error:
                 if not complaining:
@@ -250,6 +254,15 @@ class Presenter:
                 await trio.lowlevel.checkpoint()
             if len(arrivals) < _ARRIVALS_AT_ONCE:
                 return
+
+    async def _tell_what_left(self, changed: Changed) -> None:
+        """A day has passed: what is too old for this mount's `since` must not go on being remembered."""
+        first_day = self.tree.first_day
+        if first_day > self._first_day:
+            names = self.tree.left(self._first_day, first_day)
+            while some := list(islice(names, _ARRIVALS_AT_ONCE)):
+                await changed(some)
+        self._first_day = first_day
 
     def _first_cursor(self) -> int:
         noted = [self._renditions.followed(policy) for policy in self.tree.policies]

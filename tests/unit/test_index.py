@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dicomfs.errors import StoreMismatch, StoreUnavailable
-from dicomfs.gate import EVERYTHING
 from dicomfs.index import Index
 from dicomfs.model import Header, Receipt
-from dicomfs.schema import SCHEMA_VERSION
+from dicomfs.schema import PICTURES, SCHEMA_VERSION
+from dicomfs.selection import Selection
 from tests.made import RECEIVED, add, header
 
 
@@ -24,23 +24,21 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def patients(index: Index) -> list[str]:
-    return [folder.name for folder in index.patient_page(0, 100, shows=1, through=EVERYTHING)]
+    return [folder.name.folder for folder in index.patient_page(0, 100, Selection(PICTURES))]
 
 
 def exams(index: Index) -> list[str]:
-    found = index.patient_page(0, 100, shows=1, through=EVERYTHING)
+    found = index.patient_page(0, 100, Selection(PICTURES))
     return [
-        exam.name
-        for patient in found
-        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING)
+        exam.folder for patient in found for exam in index.exam_page(patient.id, 0, 100, Selection(PICTURES))
     ]
 
 
 def images(index: Index) -> list[tuple[str, int, int, str]]:
     found = []
-    for patient in index.patient_page(0, 100, shows=1, through=EVERYTHING):
-        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING):
-            for row in index.image_page(exam.id, 0, 100, shows=1, through=EVERYTHING):
+    for patient in index.patient_page(0, 100, Selection(PICTURES)):
+        for exam in index.exam_page(patient.id, 0, 100, Selection(PICTURES)):
+            for row in index.image_page(exam.id, 0, 100, Selection(PICTURES)):
                 found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
@@ -179,8 +177,8 @@ def test_modified_is_acquisition_unless_it_lies_in_the_future(
 def test_ids_are_the_sequence_of_the_original_that_created_them(index: Index) -> None:
     first, second, third = add(index, header(), header(sop_instance_uid="2.25.4"), other(9, patient_id="new"))
     assert (first, second, third) == (1, 2, 3)
-    assert [p.id for p in index.patient_page(0, 9, shows=1, through=EVERYTHING)] == [first, third]
-    assert [row.id for row in index.image_page(first, 0, 9, shows=1, through=EVERYTHING)] == [first, second]
+    assert [p.id for p in index.patient_page(0, 9, Selection(PICTURES))] == [first, third]
+    assert [row.id for row in index.image_page(first, 0, 9, Selection(PICTURES))] == [first, second]
     assert index.last_sequence() == 3
 
 
@@ -238,7 +236,7 @@ def test_reader_sees_what_another_connection_commits(tmp_path: Path, index: Inde
     assert reader.data_version() == before
     add(index, header())
     assert reader.data_version() != before
-    assert len(reader.patient_page(0, 9, shows=1, through=EVERYTHING)) == 1
+    assert len(reader.patient_page(0, 9, Selection(PICTURES))) == 1
     reader.close()
 
 
@@ -316,7 +314,7 @@ def test_damaged_index_is_unavailable(tmp_path: Path, index: Index) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises((StoreUnavailable, StoreMismatch)):
-        Index(path).patient_page(0, 1000, shows=1, through=EVERYTHING)
+        Index(path).patient_page(0, 1000, Selection(PICTURES))
 
 
 def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "recipes", "values", "access", "scpoptions", "config"),
-    *("naming", "elements", "header"),
+    *("errors", "model", "recipes", "values", "naming", "spelling", "selection"),
+    *("access", "scpoptions", "config", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
