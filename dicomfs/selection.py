@@ -48,17 +48,21 @@ class Since:
             return ""
         span = _SPAN.fullmatch(self.text)
         if span is None:
-            return f"{date.fromisoformat(self.text):%Y%m%d}"
+            return _digits(date.fromisoformat(self.text))
         number, unit = int(span[1]), span[2]
         try:
             if unit in "dw":
-                return f"{today - timedelta(days=number * (7 if unit == 'w' else 1)):%Y%m%d}"
+                return _digits(today - timedelta(days=number * (7 if unit == "w" else 1)))
             months = today.year * 12 + today.month - 1 - number * (12 if unit == "y" else 1)
             year, month = months // 12, months % 12 + 1
             # A month before 31 March is the last day of February.
-            return f"{date(year, month, min(today.day, calendar.monthrange(year, month)[1])):%Y%m%d}"
+            return _digits(date(year, month, min(today.day, calendar.monthrange(year, month)[1])))
         except (OverflowError, ValueError):
             return ""  # before the calendar begins
+
+
+def _digits(day: date) -> str:
+    return day.isoformat().replace("-", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,12 +66,14 @@ def add(index: Index, *headers: Header, received: float = RECEIVED) -> list[int]
 
 
 def tree(
-    folder: Path, index: Index, *, formats: Iterable[str] = ("jpg",), frames: int = 1000
+    folder: Path, index: Index, *, formats: Iterable[str] = ("jpg",), frames: int = 1000, **view_options: Any
 ) -> tuple[Tree, Renditions]:
-    """A view of an index; the caller closes the renditions."""
+    """A view of an index; the caller closes the renditions. `view_options`: as `Tree` takes them."""
     renditions = Renditions(folder / "renditions.sqlite3", index.store_id)
     recipes = {name: (Recipe(name), f"digest of {name}") for name in formats if name != "dcm"}
-    view = Tree(index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames)
+    view = Tree(
+        index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames, **view_options
+    )
     return view, renditions
 
 
