@@ -28,6 +28,7 @@ from sqlalchemy import (
     exc,
     func,
     insert,
+    literal_column,
     select,
     tuple_,
 )
@@ -299,7 +300,8 @@ _EXAM_HOLDS = select(exam_contents.c.day, exam_contents.c.since).where(
 )
 _DAY = select(days.c.date, days.c.updated).where(days.c.date == bindparam("date"))
 _EXAMS_BETWEEN = (
-    _EXAM.where(
+    _EXAM.add_columns(exams.c.day)
+    .where(
         tuple_(exams.c.day, exams.c.id) > tuple_(bindparam("day"), bindparam("after")),
         exams.c.day < bindparam("before"),
     )
@@ -328,9 +330,16 @@ _IMAGE_BY_NAME = _IMAGE.where(
     instances.c.suffix == bindparam("suffix"),
 )
 _IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
-_IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
-_POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
-_POOL_THROUGH = select(func.max(instances.c.shown)).where(instances.c.pool == bindparam("pool"))
+# From the original to its instance, which has one that it shows: there is no way back without a search.
+_IMAGE_SHOWN = _IMAGE.where(
+    instances.c.id
+    == select(originals.c.instance).where(originals.c.id == bindparam("original")).scalar_subquery(),
+    instances.c.shown == bindparam("original"),
+)
+# In the words of the partial index: of a parameter SQLite cannot know that it is not empty.
+_IN_POOL = and_(instances.c.pool == bindparam("pool"), instances.c.pool != literal_column("''"))
+_POOL_MEMBERS = _IMAGE.where(_IN_POOL).order_by(instances.c.shown)
+_POOL_THROUGH = select(func.max(instances.c.shown)).where(_IN_POOL)
 _ARRIVALS = (
     select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
@@ -353,7 +362,9 @@ _ORIGINALS_OF = (
     .order_by(originals.c.id)
 )
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
-_LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
+_LAST_ORIGINAL = select(originals.c.received).where(
+    originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
+)
 
 
 def _patient_name(row: Row[Any]) -> PatientName:
@@ -757,7 +768,7 @@ class Index:
         return _image(row) if row else None
 
     def pool_members(self, pool: str) -> list[ImageRow]:
-        """All instances that share a grey scale, in order of id."""
+        """All instances that share a grey scale, in order of the originals they show."""
         return [_image(row) for row in self._rows(_POOL_MEMBERS, pool=pool)]
 
     def pool_through(self, pool: str) -> int:
