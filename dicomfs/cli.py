@@ -24,9 +24,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, explain, importer, offline, samba, scp, serve, service
+from dicomfs import __version__, importer, offline, samba, serve, service
 from dicomfs import mount as mounting
-from dicomfs.association import Limits
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.index import INDEX_NAME, Index
@@ -262,6 +261,10 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
+    # Only here: a mount answers the sooner without pynetdicom.
+    from dicomfs import scp  # noqa: PLC0415
+    from dicomfs.association import Limits  # noqa: PLC0415
+
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
     who, certificates = access(chosen), _certificates(chosen)
@@ -417,7 +420,7 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -584,6 +587,9 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _explain(options: argparse.Namespace, settings: Settings) -> int:
+    # Only here: a mount answers the sooner without the decoders.
+    from dicomfs import explain  # noqa: PLC0415
+
     found = {str(path): explain.explain(settings.store, path) for path in options.paths}
     if options.json:
         print(json.dumps(found, indent=2))

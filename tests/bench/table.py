@@ -26,6 +26,8 @@ class Scale:
     """Sizes of an index, ascending."""
     populations: Path | None = None
     """Where such indexes are kept from one run to the next; None: they are made and thrown away."""
+    listed: int = 1000
+    """Images of a series that is listed."""
     repeats: int = 2000
     cold: int = 100
     """Repetitions of what comes upon an index that is not in memory."""
@@ -35,7 +37,9 @@ class Scale:
     """Peers to be left out, in lower case."""
 
 
-QUICK = Scale(images=16, pictures=24, rounds=1, instances=(300, 2000), repeats=20, cold=3, walked=500)
+QUICK = Scale(
+    images=16, pictures=24, rounds=1, listed=16, instances=(300, 2000), repeats=20, cold=3, walked=500
+)
 
 
 @dataclass(frozen=True, slots=True)
