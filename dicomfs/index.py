@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
-from dicomfs.naming import EXAM_BYTES, PATIENT_BYTES, suffixed
+from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
     about,
@@ -234,10 +234,10 @@ _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).li
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
 
 
-def _folder(row: Row[Any] | None, limit_bytes: int) -> Folder | None:
+def _folder(row: Row[Any] | None, limit: int) -> Folder | None:
     if row is None:
         return None
-    name = suffixed(row.folder, row.suffix, limit_bytes) if row.suffix else row.folder
+    name = suffixed(row.folder, row.suffix, limit) if row.suffix else row.folder
     return Folder(row.id, name, row.updated)
 
 
@@ -450,29 +450,29 @@ class Index:
     def patient_page(self, after: int, most: int, *, shows: int) -> list[Folder]:
         """Patients with an id above `after`, in order of id; `shows`: only those that have such."""
         rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows)
-        return [f for f in (_folder(row, PATIENT_BYTES) for row in rows) if f]
+        return [f for f in (_folder(row, PATIENT_UNITS) for row in rows) if f]
 
     def patient_by_key(self, key: str, *, shows: int) -> Folder | None:
         """The patient whose folded folder name is `key`."""
-        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_BYTES)
+        return _folder(self._row(_PATIENT_BY_KEY, key=key, shows=shows), PATIENT_UNITS)
 
     def patient(self, patient_id: int) -> Folder | None:
         """One patient by id."""
-        return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_BYTES)
+        return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_UNITS)
 
     def exam_page(self, patient: int, after: int, most: int, *, shows: int) -> list[Folder]:
         """Exams of a patient with an id above `after`, in order of id."""
         rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows)
-        return [f for f in (_folder(row, EXAM_BYTES) for row in rows) if f]
+        return [f for f in (_folder(row, EXAM_UNITS) for row in rows) if f]
 
     def exam_by_key(self, patient: int, key: str, *, shows: int) -> Folder | None:
         """The exam of this patient whose folded folder name is `key`."""
         row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows)
-        return _folder(row, EXAM_BYTES)
+        return _folder(row, EXAM_UNITS)
 
     def exam(self, exam_id: int) -> Folder | None:
         """One exam by id."""
-        return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_BYTES)
+        return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_UNITS)
 
     def image_page(self, exam: int, first: int, most: int, *, shows: int) -> list[ImageRow]:
         """Instances of an exam with an id of at least `first`, in order of id."""

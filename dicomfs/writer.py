@@ -8,32 +8,32 @@ series. Called by `ingest.py`, by way of `Index.write`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, CursorResult, Executable, Table, bindparam, func, insert, select, update
-from sqlalchemy.dialects.sqlite import dialect
+from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
 
 from dicomfs.errors import StoreUnavailable
+from dicomfs.identity import identity_of
 from dicomfs.model import Duplicates, Header, Receipt, Stored
 from dicomfs.naming import (
-    EXAM_BYTES,
-    PATIENT_BYTES,
-    SERIES_BYTES,
-    PatientKey,
+    EXAM_UNITS,
+    PATIENT_UNITS,
+    SERIES_UNITS,
     component,
     exam_folder,
     exam_suffix,
     fold,
     patient_folder,
-    patient_key,
-    same_patient,
+    patient_suffix_of_birth,
     series_label,
     short_hash,
     suffixed,
 )
+from dicomfs.owners import Known, Owners
 from dicomfs.recipes import ENCAPSULATED_PDF
+from dicomfs.retired import Retired
 from dicomfs.schema import PDF, PICTURES, counter, exams, instances, originals, patients, series
+from dicomfs.statement import Statement as _Statement
 
 _CLOCK_TOLERANCE_S: Final = 86_400.0
 _REMEMBERED: Final = 10_000
@@ -68,24 +68,6 @@ class Added:
     warnings: tuple[str, ...]
 
 
-class _Statement:
-    """SQL that is compiled once; what SQLAlchemy does for each execution costs more than SQLite's part."""
-
-    def __init__(self, statement: Any) -> None:
-        self._statement = statement
-
-    @cached_property
-    def _compiled(self) -> tuple[str, list[str], dict[str, Any]]:
-        statement: Executable = self._statement
-        compiled = statement.compile(dialect=dialect())  # type: ignore[attr-defined]
-        return str(compiled), list(compiled.positiontup), dict(compiled.params)
-
-    def run(self, connection: Connection, **values: Any) -> CursorResult[Any]:
-        text, names, defaults = self._compiled
-        given = tuple(values[name] if name in values else defaults[name] for name in names)
-        return connection.exec_driver_sql(text, given)
-
-
 _KNOWN = _Statement(
     select(
         originals.c.id.label("sequence"),
@@ -111,32 +93,19 @@ _SAME_IDENTITY = _Statement(
     .order_by(instances.c.id)
     .limit(1)
 )
-_MATCHED = (patients.c.id, patients.c.issuer, patients.c.patient_id, patients.c.name, patients.c.birth_date)
-_PATIENTS_BY_ID = _Statement(
-    select(*_MATCHED)
-    .where(patients.c.patient_id == bindparam("patient_id"), patients.c.issuer == bindparam("issuer"))
-    .order_by(patients.c.id)
-)
-_PATIENTS_BY_NAME = _Statement(
-    select(*_MATCHED)
-    .where(patients.c.name == bindparam("name"), patients.c.patient_id == "")
-    .order_by(patients.c.id)
-)
-_UNKNOWN_PATIENT = _Statement(
-    select(patients.c.id)
-    .join(exams, exams.c.patient == patients.c.id)
-    .where(exams.c.study_uid == bindparam("study_uid"), patients.c.patient_id == "", patients.c.name == "")
-    .order_by(patients.c.id)
-    .limit(1)
-)
 _EXAM = _Statement(
     select(exams.c.id).where(
-        exams.c.study_uid == bindparam("study_uid"), exams.c.patient == bindparam("patient")
+        exams.c.study_uid == bindparam("study_uid"),
+        exams.c.patient == bindparam("patient"),
+        exams.c.date == bindparam("date"),
     )
 )
 _SERIES = _Statement(
     select(series.c.id).where(
-        series.c.exam == bindparam("exam"), series.c.series_uid == bindparam("series_uid")
+        series.c.exam == bindparam("exam"),
+        series.c.series_uid == bindparam("series_uid"),
+        series.c.name_key == bindparam("name_key"),
+        series.c.number == bindparam("number"),
     )
 )
 _PATIENT_TAKEN = _Statement(select(patients.c.id).where(patients.c.folder_key == bindparam("key")))
@@ -184,7 +153,11 @@ _SHOW = _Statement(
         shown=bindparam("original"),
     )
 )
-_SERIES_OF = _Statement(select(instances.c.series).where(instances.c.id == bindparam("instance")))
+_PLACE_OF = _Statement(
+    select(instances.c.series, instances.c.exam, exams.c.patient)
+    .join(exams, exams.c.id == instances.c.exam)
+    .where(instances.c.id == bindparam("instance"))
+)
 _LAST_SEQUENCE = _Statement(select(counter.c.last_sequence))
 _COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
 
@@ -193,18 +166,19 @@ _COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
 class Recollection:
     """Ids that a connection's last transactions found or made; forgotten when it may be out of date."""
 
-    patients: dict[tuple[str, ...], int] = field(default_factory=dict)
-    exams: dict[tuple[int, str], int] = field(default_factory=dict)
-    series: dict[tuple[int, str], int] = field(default_factory=dict)
+    owners: Known = field(default_factory=Known)
+    exams: dict[tuple[int, str, str], int] = field(default_factory=dict)
+    series: dict[tuple[int, str, str, int], int] = field(default_factory=dict)
 
     def clear(self) -> None:
         """Forget everything: a transaction was rolled back, or somebody else wrote."""
-        for ids in (self.patients, self.exams, self.series):
-            ids.clear()
+        self.owners.patients.clear()
+        self.exams.clear()
+        self.series.clear()
 
     def bound(self) -> None:
         """Forget what takes too much memory."""
-        if max(len(self.patients), len(self.exams), len(self.series)) > _REMEMBERED:
+        if max(len(self.owners.patients), len(self.exams), len(self.series)) > _REMEMBERED:
             self.clear()
 
 
@@ -215,6 +189,8 @@ class Writer:
         self._connection = connection
         self._recollection = recollection or Recollection()
         self._last_sequence = 0
+        self._owners = Owners(connection, self._recollection.owners)
+        self._retired = Retired(connection)
         self._touched: dict[tuple[Table, int], tuple[int, float]] = {}
 
     def finish(self) -> None:
@@ -249,7 +225,7 @@ class Writer:
             series_uid=header.series_uid,
             study_uid=header.study_uid,
         ).first()
-        return Earlier(int(row.id), self._patient(header) == row.patient) if row else None
+        return Earlier(int(row.id), self._owners.find(header) == row.patient) if row else None
 
     def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> Added:
         """Store one new original and whatever it is the first of.
@@ -300,61 +276,36 @@ class Writer:
 
     # Patients
 
-    def _patient(self, header: Header) -> int | None:
-        """The patient this data set belongs to, if known; `naming.same_patient` has the rule."""
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
-        place = _place(key, header)
-        found = self._recollection.patients.get(place)
-        if found is None and (found := self._find_patient(key, header)) is not None:
-            self._recollection.patients[place] = found
-        return found
-
-    def _find_patient(self, key: PatientKey, header: Header) -> int | None:
-        if key.patient_id:
-            rows = _PATIENTS_BY_ID.run(self._connection, patient_id=key.patient_id, issuer=key.issuer)
-        elif key.name:
-            rows = _PATIENTS_BY_NAME.run(self._connection, name=key.name)
-        else:
-            # Nothing is known of this person: only the study itself can hold its images together.
-            row = _UNKNOWN_PATIENT.run(self._connection, study_uid=header.study_uid).first()
-            return int(row.id) if row else None
-        for row in rows.all():
-            if same_patient(key, PatientKey(row.issuer, row.patient_id, row.name, row.birth_date)):
-                return int(row.id)
-        return None
-
     def _owner(self, header: Header, sequence: int, receipt: Receipt) -> int:
         """Id of the patient this data set belongs to, made now if there is none."""
-        patient = self._patient(header)
-        if patient is not None:
+        patient = self._owners.find(header)
+        if patient is None:
+            self._new_patient(header, sequence, receipt)
+            patient = sequence
+        else:
             self._touch(patients, patient, header, receipt)
-            return patient
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
+        self._owners.record(header, patient, sequence)
+        return patient
+
+    def _new_patient(self, header: Header, sequence: int, receipt: Receipt) -> None:
         folder = patient_folder(header.patient_name, header.patient_id)
         suffix = _first_free(
-            [
-                "",
-                key.patient_id,
-                *_hashes(f"{key.issuer}\n{key.patient_id}\n{header.study_uid}\n{sequence}", 4),
-            ],
-            lambda s: self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_BYTES)),
+            _patient_suffixes(header, folder, sequence),
+            lambda s: (
+                self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_UNITS))
+                or self._retired.patient(_folder_key(folder, s, PATIENT_UNITS), identity_of(header).text)
+            ),
         )
         _INSERT[patients].run(
             self._connection,
             id=sequence,
-            issuer=key.issuer,
-            patient_id=key.patient_id,
-            name=key.name,
-            birth_date=key.birth_date,
             folder=folder,
             suffix=suffix,
-            folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
-            id_folder=component(header.patient_id, PATIENT_BYTES),
+            folder_key=_folder_key(folder, suffix, PATIENT_UNITS),
+            id_folder=component(header.patient_id, PATIENT_UNITS),
             shows=_shows(header),
             updated=receipt.received,
         )
-        self._recollection.patients[_place(key, header)] = sequence
-        return sequence
 
     # Exams, series, instances
 
@@ -366,19 +317,24 @@ class Writer:
         self._touched[table, row] = (shows | _shows(header), max(received, receipt.received))
 
     def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
-        place = (patient, header.study_uid)
+        place = (patient, header.study_uid, header.study_date)
         found = self._recollection.exams.get(place)
         if found is None:
-            row = _EXAM.run(self._connection, study_uid=header.study_uid, patient=patient).first()
+            row = _EXAM.run(
+                self._connection, study_uid=header.study_uid, patient=patient, date=header.study_date
+            ).first()
             found = int(row.id) if row else None
         if found is not None:
             self._touch(exams, found, header, receipt)
             self._recollection.exams[place] = found
             return found
-        folder = exam_folder(header.study_date)
+        folder, owner = exam_folder(header.study_date), f"{header.study_uid}\n{header.study_date}"
         suffix = _first_free(
             ["", exam_suffix(header.study_time), *_hashes(header.study_uid, 4)],
-            lambda s: self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_BYTES)),
+            lambda s: (
+                self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_UNITS))
+                or self._retired.exam(patient, _folder_key(folder, s, EXAM_UNITS), owner)
+            ),
         )
         _INSERT[exams].run(
             self._connection,
@@ -388,7 +344,7 @@ class Writer:
             date=header.study_date,
             folder=folder,
             suffix=suffix,
-            folder_key=_folder_key(folder, suffix, EXAM_BYTES),
+            folder_key=_folder_key(folder, suffix, EXAM_UNITS),
             shows=_shows(header),
             updated=receipt.received,
         )
@@ -396,22 +352,28 @@ class Writer:
         return sequence
 
     def _series(self, header: Header, sequence: int, exam: int) -> int:
-        place = (exam, header.series_uid)
+        base, number = series_label(header.series_name), header.series_number or 0
+        name_key = fold(base)
+        place = (exam, header.series_uid, name_key, number)
         found = self._recollection.series.get(place)
         if found is None:
-            row = _SERIES.run(self._connection, exam=exam, series_uid=header.series_uid).first()
+            row = _SERIES.run(
+                self._connection, exam=exam, series_uid=header.series_uid, name_key=name_key, number=number
+            ).first()
             found = int(row.id) if row else None
         if found is not None:
             self._recollection.series[place] = found
             return found
-        base, number = series_label(header.series_name), header.series_number or 0
 
         def label(suffix: str) -> str:
-            return suffixed(base, suffix, SERIES_BYTES) if suffix else base
+            return suffixed(base, suffix, SERIES_UNITS) if suffix else base
 
         suffix = _first_free(
             ["", *_hashes(header.series_uid, 4)],
-            lambda s: self._is_taken(_SERIES_TAKEN, exam=exam, key=fold(label(s)), number=number),
+            lambda s: (
+                self._is_taken(_SERIES_TAKEN, exam=exam, key=fold(label(s)), number=number)
+                or self._retired.series(exam, fold(label(s)), number, f"{header.series_uid}\n{name_key}")
+            ),
         )
         _INSERT[series].run(
             self._connection,
@@ -421,6 +383,7 @@ class Writer:
             modality=header.modality,
             label=label(suffix),
             label_key=fold(label(suffix)),
+            name_key=name_key,
             number=number,
         )
         self._recollection.series[place] = sequence
@@ -433,7 +396,10 @@ class Writer:
         number = header.instance_number or 0
         suffix = _first_free(
             ["", *_hashes(unique, 6)],
-            lambda s: self._is_taken(_NUMBER_TAKEN, series=series_id, number=number, suffix=s),
+            lambda s: (
+                self._is_taken(_NUMBER_TAKEN, series=series_id, number=number, suffix=s)
+                or self._retired.image(series_id, number, s, header.sop_instance_uid)
+            ),
         )
         _INSERT[instances].run(
             self._connection,
@@ -455,11 +421,9 @@ class Writer:
 
     def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
         """Let an instance show another original from now on, under the name that it has."""
-        series_id = int(_SERIES_OF.run(self._connection, instance=instance).scalar_one())
-        patient = self._patient(header)
-        if patient is not None:
-            self._touch(patients, patient, header, receipt)
-            self._touch(exams, self._exam(header, receipt, original, patient), header, receipt)
+        place = _PLACE_OF.run(self._connection, instance=instance).one()
+        self._touch(patients, int(place.patient), header, receipt)
+        self._touch(exams, int(place.exam), header, receipt)
         _SHOW.run(
             self._connection,
             instance=instance,
@@ -469,15 +433,28 @@ class Writer:
             row_count=header.rows,
             column_count=header.columns,
             can_show=_shows(header),
-            pool_key=f"{series_id}:{header.pool}" if header.pool else "",
+            pool_key=f"{place.series}:{header.pool}" if header.pool else "",
             time=_modified(header, receipt),
         )
 
 
-def _place(key: PatientKey, header: Header) -> tuple[str, ...]:
-    """What decides which patient a data set belongs to."""
-    unknown = header.study_uid if not (key.patient_id or key.name) else ""
-    return (key.issuer, key.patient_id, key.name, key.birth_date, unknown)
+def _patient_suffixes(header: Header, folder: str, sequence: int) -> list[str]:
+    """What may tell a patient from namesakes, the most telling first: of the object that made the folder."""
+    identity = identity_of(header)
+    patient_id = identity.patient_id if component(identity.patient_id, PATIENT_UNITS) != folder else ""
+    telling = [
+        patient_id,
+        f"{patient_id} {identity.issuer}".strip(),
+        patient_suffix_of_birth(identity.birth_date),
+    ]
+    if identity.is_weak and header.study_date:
+        day = exam_folder(header.study_date)
+        telling += [day, f"{day} {exam_suffix(header.study_time)}"]
+    return [
+        "",
+        *telling,
+        *_hashes(f"{identity.issuer}\n{identity.patient_id}\n{header.study_uid}\n{sequence}", 4),
+    ]
 
 
 def _modified(header: Header, receipt: Receipt) -> float:
@@ -507,5 +484,5 @@ def _hashes(uid: str, shortest: int) -> list[str]:
     return [short_hash(uid, digits) for digits in (shortest, shortest + 4, shortest + 8, 32)]
 
 
-def _folder_key(folder: str, suffix: str, limit_bytes: int) -> str:
-    return fold(suffixed(folder, suffix, limit_bytes) if suffix else folder)
+def _folder_key(folder: str, suffix: str, limit: int) -> str:
+    return fold(suffixed(folder, suffix, limit) if suffix else folder)
