@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 
 from dicomfs.errors import UsageError
 from dicomfs.recipes import FORMATS as RENDERED
-from dicomfs.recipes import policy
+from dicomfs.recipes import LABEL_LENGTH, policy
 from dicomfs.scpoptions import ScpOptions, scp_table
 from dicomfs.selection import ANY, Since, modalities
 from dicomfs.spelling import DEFAULT_DATE_FORMAT, DateFormat, Label, Layout
@@ -74,6 +74,11 @@ def _windows(text: str) -> tuple[str, ...]:
     wanted = tuple(dict.fromkeys(policy(part).text for part in text.split("+")))
     if len(wanted) > MOST_WINDOWS:
         raise ValueError(f"at most {MOST_WINDOWS} windows")
+    long = next((one for one in wanted if len(policy(one).label) > LABEL_LENGTH), None)
+    if len(wanted) > 1 and long is not None:
+        raise ValueError(
+            f"{long} is too long for the name of a folder, which several windows have: fewer digits"
+        )
     return wanted
 
 

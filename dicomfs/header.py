@@ -3,8 +3,8 @@
 Walks the elements from header to header, keeps the few short values that the index wants, steps over
 everything else by seeking and stops at the pixel data: no pixel value, sequence or private block is read
 into memory, nothing recurses, and every length is checked against the bytes there are. (pydicom's reader
-builds undefined-length sequences in memory, recursively, and warns through a global; its dictionary and
-character set tables are used here.) Never writes, logs, or puts a value of the data set into an error;
+builds undefined-length sequences in memory, recursively, and warns through a global; its dictionary is
+used here.) Never writes, logs, or puts a value of the data set into an error;
 whatever hostile bytes provoke leaves this module as `UnreadableDataSet`. Called by `ingest.py`
 (`read_header`) and by the import (`read_file_meta`).
 """
@@ -22,7 +22,6 @@ from datetime import date, datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import BinaryIO, Final, ParamSpec, TypeVar
 
-from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
 from pydicom.datadict import tag_for_keyword
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -33,6 +32,7 @@ from pydicom.uid import (
     MediaStorageDirectoryStorage,
 )
 
+from dicomfs.charset import Charset
 from dicomfs.elements import ITEM, LONG_VR, SHORT_VR, UNDEFINED, Walk, inflate, is_vr
 from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
@@ -45,7 +45,15 @@ _KEYWORDS: Final = (
     *("SpecificCharacterSet", "ImageType", "SOPClassUID", "SOPInstanceUID", "StudyDate", "SeriesDate"),
     *("AcquisitionDate", "ContentDate", "AcquisitionDateTime", "StudyTime", "SeriesTime", "AcquisitionTime"),
     *("ContentTime", "Modality", "TimezoneOffsetFromUTC", "SeriesDescription", "ComplexImageComponent"),
-    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "SequenceName", "EchoNumbers"),
+    *(
+        "PatientName",
+        "PatientID",
+        "IssuerOfPatientID",
+        "PatientBirthDate",
+        "PatientSex",
+        "SequenceName",
+        "EchoNumbers",
+    ),
     *("ProtocolName", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "InstanceNumber"),
     *("ImagePositionPatient", "ImageOrientationPatient", "SliceLocation", "SamplesPerPixel"),
     *("PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated"),
@@ -132,7 +140,7 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
             walk.explicit = is_vr(walk.peek(6)[4:])
     walk.check_start()
     raw, tag, offset, length = _scan(walk)
-    values = _Values(raw, _encoding(raw.get("SpecificCharacterSet", b"")), walk.order)
+    values = _Values(raw, Charset.of(raw.get("SpecificCharacterSet", b"")), walk.order)
     native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
     return _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
 
@@ -153,7 +161,7 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     walk = Walk(file, size - preamble, explicit=True)
     bare_meta = head[:2] == b"\x02\0" and head[4:6] in {b"UL", b"OB", b"UI"}
     meta = _read_meta(walk) if preamble or bare_meta else {}
-    values = _Values(meta, "", "<")
+    values = _Values(meta, Charset(), "<")
     syntax = values.uid("TransferSyntaxUID")
     file.seek(start + preamble + walk.at)
     first = file.read(8)
@@ -231,71 +239,22 @@ def _guess(first: bytes) -> str:
 # --- values ---------------------------------------------------------------------------------------------
 
 
-def _charset_key(term: str) -> str:
-    """Defined terms are often misspelt: `ISO-IR 100`, `iso_ir_192`."""
-    return re.sub(r"[^0-9A-Z]+", " ", term.upper()).strip()
-
-
-_CODECS: Final = MappingProxyType({_charset_key(term): codec for term, codec in python_encoding.items()})
-
-
-def _encoding(raw: bytes) -> str:
-    """Python codec of the first Specific Character Set (PS3.3 C.12.1.1.2); empty when missing or unknown.
-
-    The further ones need not be known: escape sequences name them. Empty as well for Latin-1 and the default
-    repertoire: they decode anything, so UTF-8 under their name, which is common, has to be looked for.
-    """
-    codec = _CODECS.get(_charset_key(raw.decode("latin-1").split("\\")[0]), "")
-    return "" if codec in {"iso8859", "latin_1"} else codec
-
-
-def _decode(raw: bytes, encoding: str) -> str:
-    """Strictly if it can be; text that is valid UTF-8 is hardly ever anything else."""
-    for codec in (encoding, "utf-8") if encoding else ("utf-8",):
-        try:
-            return raw.decode(codec)
-        except UnicodeError:
-            continue
-    return raw.decode(encoding, "replace") if encoding else raw.decode("latin-1")
-
-
-def _decode_extended(raw: bytes, first: str, delimiters: bytes) -> str:
-    """Text with ISO 2022 escape sequences (PS3.5 6.1.2.5), which delimiters reset to the first set."""
-    pieces = []
-    for part in re.findall(rb"^[^\x1b]+|\x1b[^\x1b]*", raw, re.DOTALL):
-        length = 4 if part[:3] in {b"\x1b$(", b"\x1b$)"} else 3
-        codec = CODES_TO_ENCODINGS.get(part[:length])
-        if codec is None:
-            pieces.append(_decode(part.lstrip(b"\x1b"), first))
-        elif codec.startswith("iso2022"):  # Python's codec wants the escape sequence; shifts hide delimiters
-            pieces.append(part.decode(codec, "replace"))
-        else:
-            end = next((i for i, byte in enumerate(part) if byte in delimiters), len(part))
-            pieces += [_decode(part[length:end], codec), _decode(part[end:], first)]
-    return "".join(pieces)
-
-
 @dataclass(frozen=True, slots=True)
 class _Values:
     """Typed access to raw values by keyword; whatever does not have the right form is missing."""
 
     raw: dict[str, bytes]
-    encoding: str
+    charset: Charset
     order: str
 
     def text(self, keyword: str, delimiters: bytes = b"\\\r\n\f\t") -> str:
         """Without padding, white space at the ends and NUL; several values stay joined by `\\`."""
-        raw = self.raw.get(keyword, b"")
-        if b"\x1b" in raw:
-            text = _decode_extended(raw, self.encoding, delimiters)
-        else:
-            text = raw.decode("ascii") if raw.isascii() else _decode(raw, self.encoding)
-        return text.replace("\0", "").strip()
+        return self.charset.decode(self.raw.get(keyword, b""), delimiters).replace("\0", "").strip()
 
-    def name(self, keyword: str) -> str:
-        """Alphabetic group of the first name, else the ideographic, else the phonetic (PS3.5 6.2.1.1)."""
+    def names(self, keyword: str) -> tuple[str, ...]:
+        """Groups of the first name that say something: alphabetic, ideographic, phonetic (PS3.5 6.2.1.1)."""
         groups = self.text(keyword, b"^=\\").split("\\")[0].split("=")[:3]
-        return next((group.strip() for group in groups if group.strip("^ ")), "")
+        return tuple(group.strip() for group in groups if group.strip("^ "))
 
     def uid(self, keyword: str) -> str:
         """UI: digits and dots, at most 64."""
@@ -327,8 +286,7 @@ class _Values:
 
     def time(self, keyword: str) -> str:
         """HHMMSS of a TM, without fraction."""
-        match = _TIME.fullmatch(self.text(keyword))
-        return "".join(part or "00" for part in match.group("hour", "minute", "second")) if match else ""
+        return _time(self.text(keyword))
 
 
 _DECIMAL: Final = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
@@ -353,6 +311,11 @@ def _day(text: str) -> str:
     except ValueError:
         return ""
     return match[1] + match[3] + match[4]
+
+
+def _time(text: str) -> str:
+    match = _TIME.fullmatch(text)
+    return "".join(part or "00" for part in match.group("hour", "minute", "second")) if match else ""
 
 
 def _acquired(values: _Values) -> float | None:
@@ -398,9 +361,10 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
         raise UnreadableDataSet("no SOP Class UID, or one that is none")
     if not (sop_instance_uid := values.uid("SOPInstanceUID")):
         raise UnreadableDataSet("no SOP Instance UID, or one that is none")
-    patient = [values.text("IssuerOfPatientID"), values.text("PatientID"), values.name("PatientName")]
-    birth_date = values.day("PatientBirthDate")
-    study_date = _study_date(values)
+    names = values.names("PatientName")
+    patient = [values.text("IssuerOfPatientID"), values.text("PatientID"), names[0] if names else ""]
+    birth_date, sex = values.day("PatientBirthDate"), values.text("PatientSex").upper()
+    study_date, study_time = _study_date_and_time(values)
     modality = values.text("Modality")
     series_number = values.number("SeriesNumber")
     description = values.text("SeriesDescription")
@@ -418,9 +382,11 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
         issuer=patient[0],
         patient_id=patient[1],
         patient_name=patient[2],
+        patient_names=names,
         birth_date=birth_date,
+        sex=sex if sex in {"M", "F"} else "",
         study_date=study_date,
-        study_time=values.time("StudyTime"),
+        study_time=study_time,
         modality=modality,
         series_name=description or values.text("ProtocolName") or values.text("SequenceName") or modality,
         series_number=series_number,
@@ -436,9 +402,18 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
     )
 
 
-def _study_date(values: _Values) -> str:
-    acquisition = values.day("AcquisitionDate") or _day(values.text("AcquisitionDateTime")[:8])
-    return values.day("StudyDate") or acquisition or values.day("SeriesDate") or values.day("ContentDate")
+def _study_date_and_time(values: _Values) -> tuple[str, str]:
+    """Date of the study, else of acquisition, series, content; its time, else the one beside that date."""
+    moment = values.text("AcquisitionDateTime")
+    dated = (
+        (values.day("StudyDate"), values.time("StudyTime")),
+        (values.day("AcquisitionDate"), values.time("AcquisitionTime")),
+        (_day(moment[:8]), _time(moment[8:14])),
+        (values.day("SeriesDate"), values.time("SeriesTime")),
+        (values.day("ContentDate"), values.time("ContentTime")),
+    )
+    day, clock = next((pair for pair in dated if pair[0]), ("", ""))
+    return day, values.time("StudyTime") or clock
 
 
 def _derived_uid(*parts: str) -> str:

@@ -34,7 +34,7 @@ from sqlalchemy import (
 )
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
-from dicomfs.naming import EXAM_BYTES, PATIENT_BYTES, suffixed
+from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
     about,
@@ -368,7 +368,7 @@ _LAST_ORIGINAL = select(originals.c.received).where(
 
 
 def _patient_name(row: Row[Any]) -> PatientName:
-    name = suffixed(row.folder, row.suffix, PATIENT_BYTES) if row.suffix else row.folder
+    name = suffixed(row.folder, row.suffix, PATIENT_UNITS) if row.suffix else row.folder
     return PatientName(name, row.id_folder, row.id_suffix)
 
 
@@ -379,7 +379,7 @@ def _patient(row: Row[Any]) -> PatientRow:
 def _exam(row: Row[Any]) -> ExamRow:
     folder = row.exam_folder
     if row.exam_suffix:
-        folder = suffixed(folder, row.exam_suffix, EXAM_BYTES)
+        folder = suffixed(folder, row.exam_suffix, EXAM_UNITS)
     return ExamRow(row.id, row.patient, _patient_name(row), row.date, folder, row.updated)
 
 

@@ -28,14 +28,19 @@ class Header:
     patient_id: str
     issuer: str
     patient_name: str
-    """Alphabetic group of PatientName, decoded, components still separated by `^`."""
+    """The group of PatientName that people read: alphabetic, else ideographic, else phonetic; decoded,
+    components still separated by `^`."""
+    patient_names: tuple[str, ...]
+    """All groups that say something, `patient_name` first; for telling who is who."""
     birth_date: str
     """YYYYMMDD or empty."""
+    sex: str
+    """M, F or empty."""
 
     study_date: str
     """YYYYMMDD of the exam, or empty: StudyDate, else Acquisition-, Series-, ContentDate."""
     study_time: str
-    """HHMMSS or empty."""
+    """HHMMSS or empty: StudyTime, else the time beside the date that was taken."""
 
     modality: str
     series_name: str

@@ -11,14 +11,18 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-# The budget of a path. Windows' ordinary API takes 259 UTF-16 units; a UTF-16 unit never takes less than
-# one byte of UTF-8, so limits in bytes hold for both. 40 for \\server\share\, 4 for a format's folder,
-# 80 + 1 patient, 32 + 1 exam, 64 series label, 37 for `_12345_123456 (a1b2c3)_123456.jpg`: 259.
-# (One component may have 255 bytes on Linux and 255 units on NTFS: far away.)
-PATIENT_BYTES = 80
-EXAM_BYTES = 32
-SERIES_BYTES = 64
-_SUFFIXED_BASE_BYTES = 12
+# The budget of a path, in UTF-16 units, since that is what Windows counts: its ordinary API takes 259.
+#   40  `\\server\share\`, such as `\\radiology-fs.hospital.example\imaging\`
+#   24  a view's folder, such as `tiff16 C-600 W1500`, and its separator
+#   65  patient, 33 exam, with their separators
+#   97  image: the series' label, and 52 for `_-2147483648_-2147483648 (a1b2c3d4e5f6a7)_16000.tiff`
+# A unit takes at most 3 bytes of UTF-8, so no component comes near the 255 bytes that Linux allows.
+VIEW_UNITS = 23
+PATIENT_UNITS = 64
+EXAM_UNITS = 32
+SERIES_UNITS = 45
+_COMPONENT_BYTES = 255
+_SUFFIXED_BASE_UNITS = 12
 """A suffix is cut before less than this is left of the name it belongs to."""
 
 UNKNOWN_PATIENT = "Unknown patient"
@@ -46,6 +50,29 @@ _UNUSABLE = re.compile(r'[<>:"/\\|?*~]')
 """Illegal on Windows, or a separator; `~` because `NAME~1` is how Windows spells short aliases."""
 _LOST = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 """Control, format (direction marks, joiners, BOM), surrogate, private and unassigned characters."""
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What else has no shape: the rest of Default_Ignorable_Code_Point (UAX 44), and an empty Braille cell."""
+_JOINER = "\u200d"
+_PICTOGRAPH = "[\u2190-\u21ff\u2300-\u27bf\u2900-\u297f\u2b00-\u2bff\u3030\u303d\U0001f000-\U0001faff]"
+_IDLE_JOINER = re.compile(f"(?<!{_PICTOGRAPH}){_JOINER}+|{_JOINER}+(?!{_PICTOGRAPH})")
+"""One that does not make one emoji of two."""
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+_FLAG_LETTERS = range(0x1F1E6, 0x1F200)
+_THAI_AM = "\u0e33\u0eb3"
+"""Letters by their category, which stand on the letter before them nevertheless."""
+_INITIAL, _MEDIAL, _FINAL = (
+    "\u1100-\u115e\ua960-\ua97f",
+    "\u1160-\u11a7\ud7b0-\ud7c6",
+    "\u11a8-\u11ff\ud7cb-\ud7fb",
+)
+_JAMO = re.compile(
+    f"[{_INITIAL}][{_INITIAL}{_MEDIAL}]|[{_MEDIAL}][{_MEDIAL}{_FINAL}]|[\uac00-\ud7a3{_FINAL}][{_FINAL}]"
+)
+"""Two letters of one Korean syllable that has no code of its own."""
+_VIRAMA = 9
+"""Canonical combining class of what joins two Indic consonants."""
 _ENDS_LIKE_A_NUMBER = re.compile(r"_(-?[0-9]+)$")
 _DOTTED_I = re.compile("i\u0307+")
 _NUMBER = r"-?[0-9]{1,12}"
@@ -72,51 +99,58 @@ class FileName:
     """1 to 8 lower-case letters and digits, without the dot."""
 
 
-@dataclass(frozen=True, slots=True)
-class PatientKey:
-    """Who a patient is, spelling taken away; made by `patient_key` only. Empty text means unknown."""
-
-    issuer: str
-    patient_id: str
-    name: str
-    birth_date: str
-
-
 def fold(name: str) -> str:
     """Key under which two names are the same folder on some client.
 
     Canonical caseless matching (Unicode 3.13, D145), widened by the upper-casing that Windows and Samba
     do, for which dotless i is I and dotted capital I is i. It may join more than any one client does:
-    that costs a suffix, whereas joining less would hide a folder.
+    that costs a suffix, whereas joining less would hide a folder. Joiners do not count, as on HFS+.
     """
-    decomposed = unicodedata.normalize("NFD", name)
+    decomposed = unicodedata.normalize("NFD", name.replace(_JOINER, ""))
     folded = unicodedata.normalize("NFD", decomposed.upper().casefold())
     return unicodedata.normalize("NFC", _DOTTED_I.sub("i", folded))
 
 
 def component(text: str, limit: int) -> str:
-    """One path component of at most `limit` bytes of UTF-8 out of any text; empty when nothing is left.
+    """One path component of at most `limit` UTF-16 units out of any text; empty when nothing is left.
 
     One rule for characters: what has a shape but may not be used becomes `-` (so `T2*` stays apart
-    from `T2`); white space becomes one space; what has no shape is dropped. Dots and spaces at either
-    end go (hidden files; Windows drops them at the end). Names that Windows or a share reserves
-    get `_` after the part before the first dot. `component(component(x)) == component(x)`.
+    from `T2`); white space becomes one space; what has no shape is dropped, but for the joiners inside
+    an emoji. Dots and spaces at either end go (hidden files; Windows drops them at the end), and accents
+    that have no letter. Names that Windows or a share reserves get `_` after the part before the first
+    dot. `component(component(x)) == component(x)`.
     """
     spaced = " ".join(unicodedata.normalize("NFC", text).split())
-    shown = "".join(c for c in spaced if unicodedata.category(c) not in _LOST)
-    usable = unicodedata.normalize("NFC", _UNUSABLE.sub("-", shown))
-    name = _cut(" ".join(usable.split()).strip(" ."), limit)
+    shown = "".join(c for c in spaced if c == _JOINER or unicodedata.category(c) not in _LOST)
+    usable = unicodedata.normalize("NFC", _UNUSABLE.sub("-", _UNSEEN.sub("", shown)))
+    # Last, since it looks at neighbours; what loses a joiner may compose.
+    joined = unicodedata.normalize("NFC", _IDLE_JOINER.sub("", usable))
+    name = _cut(_trimmed(" ".join(joined.split())), limit)
     if not _reserved(name):
         return name
     stem, dot, rest = name.partition(".")
     safe = f"{stem.rstrip()}_{dot}{rest}"
-    return safe if len(safe.encode()) <= limit else f"{_cut(stem.rstrip(), limit - 1)}_"
+    return safe if units(safe) <= limit else f"{_cut(stem.rstrip(), limit - 1)}_"
+
+
+def units(text: str) -> int:
+    """Length in UTF-16 units, as Windows counts. (A lone surrogate is one.)"""
+    return len(text) + sum(c > "\uffff" for c in text)
 
 
 def patient_folder(patient_name: str, patient_id: str) -> str:
-    """`Family Given Middle Prefix Suffix` of the PN group (PS3.5 6.2.1.1), else the id, else a fixed word."""
-    name = component(patient_name.replace("^", " "), PATIENT_BYTES)
-    return name or component(patient_id, PATIENT_BYTES) or UNKNOWN_PATIENT
+    """`Family Given Middle Prefix Suffix` of the PN group (PS3.5 6.2.1.1), else the id, else a fixed word.
+
+    What has neither a letter nor a digit, such as `---`, is taken only when there is nothing better.
+    """
+    names = [component(patient_name.replace("^", " "), PATIENT_UNITS), component(patient_id, PATIENT_UNITS)]
+    telling = [name for name in names if any(map(str.isalnum, name))]
+    return next(filter(None, telling + names), UNKNOWN_PATIENT)
+
+
+def patient_suffix_of_birth(birth_date: str) -> str:
+    """`born YYYY-MM-DD` of a `YYYYMMDD`, else empty: what tells namesakes of one Patient ID apart."""
+    return f"born {exam_folder(birth_date)}" if birth_date else ""
 
 
 def exam_folder(study_date: str) -> str:
@@ -135,22 +169,22 @@ def exam_suffix(study_time: str) -> str:
 
 def series_label(text: str) -> str:
     """First part of a file name; never ends in `_` and a number, so that names parse from the right."""
-    label = component(text, SERIES_BYTES)
+    label = component(text, SERIES_UNITS)
     while _ENDS_LIKE_A_NUMBER.search(label):
-        label = component(_ENDS_LIKE_A_NUMBER.sub(r" \1", label), SERIES_BYTES)
+        label = component(_ENDS_LIKE_A_NUMBER.sub(r" \1", label), SERIES_UNITS)
     return label or UNKNOWN_SERIES
 
 
 def suffixed(base: str, suffix: str, limit: int) -> str:
-    """`base (suffix)` in at most `limit` bytes (at least 16): `base` is cut, and the suffix made safe.
+    """`base (suffix)` in at most `limit` units (at least 16): `base` is cut, and the suffix made safe.
 
     A suffix too long to leave anything of `base` is cut as well, so two long ones can come out equal:
     the caller that needs uniqueness then takes a `short_hash`.
     """
-    safe = component(suffix, limit - _SUFFIXED_BASE_BYTES - len(" ()"))
+    safe = component(suffix, limit - _SUFFIXED_BASE_UNITS - len(" ()"))
     if not safe:
         return component(base, limit)
-    room = limit - len(f" ({safe})".encode())
+    room = limit - units(f" ({safe})")
     return f"{component(base, room)} ({safe})".lstrip()
 
 
@@ -197,54 +231,47 @@ def parse_file_name(text: str, pad: int = 0) -> FileName | None:
     return name if file_name(name, pad) == text else None
 
 
-def patient_key(issuer: str, patient_id: str, patient_name: str, birth_date: str) -> PatientKey:
-    """The patient of a header, without differences of spelling.
-
-    Names: case, white space, NUL and empty components (`DOE^JOHN^^` is `Doe^John`) do not count, nor does
-    whether a space or a caret parts two words. Ids keep their case (LO is case-sensitive, PS3.5 6.2) and
-    lose padding.
-    """
-    words = patient_name.replace("\0", "").replace("^", " ").split()
-    return PatientKey(_unpadded(issuer), _unpadded(patient_id), fold(" ".join(words)), birth_date)
-
-
-def same_patient(a: PatientKey, b: PatientKey) -> bool:
-    """Whether two keys are one person, as far as one may say so without asking anybody.
-
-    With an id: same issuer and id, unless the names are known and differ and no birth date, known on both
-    sides and equal, says that it is one person all the same (an id used twice, or a placeholder).
-    Without: same known name and same birth date. An unknown patient is the same as nobody, not even as
-    itself: each such study is its own patient. Not transitive (an unknown name agrees with any two):
-    compare with the key that a patient was created with.
-    """
-    if a.patient_id or b.patient_id:
-        born_alike = bool(a.birth_date) and a.birth_date == b.birth_date
-        conflict = _differ(a.name, b.name) and not born_alike
-        return (a.issuer, a.patient_id) == (b.issuer, b.patient_id) and not conflict
-    return bool(a.name) and a.name == b.name and a.birth_date == b.birth_date
-
-
-def _differ(a: str, b: str) -> bool:
-    """Both known and not the same."""
-    return bool(a) and bool(b) and a != b
-
-
-def _unpadded(text: str) -> str:
-    return unicodedata.normalize("NFC", text.replace("\0", "").strip())
-
-
 def _reserved(name: str) -> bool:
     folded = fold(name)
     return folded in VETOED_NAMES or _RESERVED_STEM.fullmatch(folded.partition(".")[0]) is not None
 
 
+def _trimmed(name: str) -> str:
+    """Without dots, spaces and stray accents in front, and dots and spaces behind."""
+    start = 0
+    while start < len(name) and (name[start] in " ." or unicodedata.category(name[start])[0] == "M"):
+        start += 1
+    return name[start:].rstrip(" .")
+
+
 def _cut(name: str, limit: int) -> str:
-    """The longest beginning of `limit` bytes that splits no character from its accents."""
-    encoded = name.encode()
-    if len(encoded) <= limit:
+    """The longest beginning of at most `limit` units that splits nothing which is seen as one character."""
+    if units(name) <= limit and len(name.encode()) <= _COMPONENT_BYTES:
         return name
-    kept = encoded[: max(limit, 0)].decode("utf-8", "ignore")
-    end = len(kept)
-    while end and unicodedata.category(name[end]).startswith("M"):
+    fits = length = size = 0
+    for c in name:
+        length += units(c)
+        size += len(c.encode())
+        if length > limit or size > _COMPONENT_BYTES:
+            break
+        fits += 1
+    end = fits
+    while end and _is_one(name, end):
         end -= 1
-    return (name[:end] or kept).rstrip(" .")
+    return name[: end or fits].rstrip(" .")
+
+
+def _is_one(name: str, place: int) -> bool:
+    """Whether a grapheme cluster (UAX 29) goes on from the character before `place` to the one there."""
+    before, c = name[place - 1], name[place]
+    if unicodedata.category(c)[0] == "M" or _JOINER in (before, c) or c in _THAI_AM:
+        return True
+    if ord(c) in _SKIN_TONES:
+        return True
+    if ord(c) in _FLAG_LETTERS:
+        letters = 0
+        while letters < place and ord(name[place - 1 - letters]) in _FLAG_LETTERS:
+            letters += 1
+        return letters % 2 == 1
+    is_conjunct = unicodedata.combining(before) == _VIRAMA and unicodedata.category(c) == "Lo"
+    return is_conjunct or _JAMO.fullmatch(before + c) is not None

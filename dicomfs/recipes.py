@@ -67,11 +67,13 @@ class Policy:
 
     @property
     def label(self) -> str:
-        """The policy as part of a folder's name."""
+        """The policy as part of a folder's name; where it becomes one, at most `LABEL_LENGTH` characters."""
         return self.name if self.name != "fixed" else f"C{_plain(self.centre)} W{_plain(self.width)}"
 
 
 _LARGEST = 1e9
+LABEL_LENGTH = 16
+"""With a format before it, a window's folder is in the budget of a path (`naming.py`)."""
 
 
 def policy(text: str) -> Policy:

@@ -9,6 +9,7 @@ from typing import Final
 
 from sqlalchemy import (
     Column,
+    Connection,
     Float,
     ForeignKey,
     Integer,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    event,
 )
 from sqlalchemy import Index as TableIndex
 
@@ -44,10 +46,6 @@ patients = Table(
     "patients",
     metadata,
     Column("id", Integer, primary_key=True, comment="sequence of the original that created the patient"),
-    Column("issuer", Text, nullable=False, comment="normalised Issuer of Patient ID, or empty"),
-    Column("patient_id", Text, nullable=False, comment="normalised Patient ID, or empty"),
-    Column("name", Text, nullable=False, comment="normalised Patient's Name, or empty; for matching only"),
-    Column("birth_date", Text, nullable=False, comment="YYYYMMDD or empty; for matching only"),
     Column("folder", Text, nullable=False, comment="name component: what people read"),
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
@@ -57,8 +55,21 @@ patients = Table(
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
-    TableIndex("patients_by_patient_id", "patient_id", "issuer"),
-    TableIndex("patients_by_name", "name"),
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", Integer, primary_key=True, comment="sequence of the original that bore it first"),
+    Column("patient", ForeignKey("patients.id", ondelete="CASCADE"), nullable=False),
+    Column("issuer", Text, nullable=False, comment="normalised Issuer of Patient ID, or empty"),
+    Column("patient_id", Text, nullable=False, comment="normalised Patient ID, or empty"),
+    Column("name", Text, nullable=False, comment="keys of the groups of the name, joined by =, or empty"),
+    Column("birth_date", Text, nullable=False, comment="YYYYMMDD or empty"),
+    Column("sex", Text, nullable=False, comment="M, F or empty"),
+    Column("study", Text, nullable=False, comment="Study Instance UID if only that identifies; else empty"),
+    UniqueConstraint("patient_id", "birth_date", "name", "issuer", "sex", "study"),
+    TableIndex("identities_of_patient", "patient"),
 )
 
 exams = Table(
@@ -76,7 +87,7 @@ exams = Table(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
     UniqueConstraint("patient", "folder_key"),
-    UniqueConstraint("study_uid", "patient"),
+    UniqueConstraint("study_uid", "patient", "date"),
     TableIndex("exams_of_patient", "patient", "id"),
     TableIndex("exams_by_day", "day", "id"),
 )
@@ -128,8 +139,9 @@ series = Table(
     Column("modality", Text, nullable=False, comment="Modality, as sent"),
     Column("label", Text, nullable=False, comment="name component: the series' name, suffix included"),
     Column("label_key", Text, nullable=False, comment="folded label"),
+    Column("name_key", Text, nullable=False, comment="folded label without suffix"),
     Column("number", Integer, nullable=False, comment="Series Number; 0 when missing"),
-    UniqueConstraint("exam", "series_uid"),
+    UniqueConstraint("exam", "series_uid", "name_key", "number"),
     UniqueConstraint("exam", "label_key", "number"),
 )
 
@@ -187,3 +199,54 @@ originals = Table(
     TableIndex("originals_of_instance", "instance"),
 )
 TableIndex("conflicts", originals.c.id, sqlite_where=originals.c.conflict == 1)
+
+retired = Table(
+    "retired",
+    metadata,
+    Column("path", Text, primary_key=True, comment="folded name of what was removed, below its folders'"),
+    Column("owner", Text, nullable=False, comment="who bore it, and alone may have it again"),
+    sqlite_with_rowid=False,
+)
+
+_TRIGGERS: Final = (
+    """
+    CREATE TRIGGER retire_patient BEFORE DELETE ON patients BEGIN
+        INSERT OR REPLACE INTO retired
+        SELECT OLD.folder_key, coalesce(min(
+            issuer || char(10) || patient_id || char(10) || name || char(10) || birth_date || char(10)
+            || sex || char(10) || study), '')
+        FROM identities WHERE id = (SELECT min(id) FROM identities WHERE patient = OLD.id);
+    END
+    """,
+    """
+    CREATE TRIGGER retire_exam BEFORE DELETE ON exams BEGIN
+        INSERT OR REPLACE INTO retired
+        SELECT folder_key || '/' || OLD.folder_key, OLD.study_uid || char(10) || OLD.date
+        FROM patients WHERE id = OLD.patient;
+    END
+    """,
+    """
+    CREATE TRIGGER retire_series BEFORE DELETE ON series BEGIN
+        INSERT OR REPLACE INTO retired
+        SELECT patients.folder_key || '/' || exams.folder_key || '/' || OLD.label_key || '_' || OLD.number,
+            OLD.series_uid || char(10) || OLD.name_key
+        FROM exams JOIN patients ON patients.id = exams.patient WHERE exams.id = OLD.exam;
+    END
+    """,
+    """
+    CREATE TRIGGER retire_image BEFORE DELETE ON instances BEGIN
+        INSERT OR REPLACE INTO retired
+        SELECT patients.folder_key || '/' || exams.folder_key || '/' || series.label_key || '_'
+            || series.number || '_' || OLD.number || ' ' || OLD.suffix, OLD.sop_uid
+        FROM series JOIN exams ON exams.id = series.exam JOIN patients ON patients.id = exams.patient
+        WHERE series.id = OLD.series;
+    END
+    """,
+)
+"""Whoever deletes a row that bears a name, the name goes into `retired`."""
+
+
+@event.listens_for(metadata, "after_create")
+def _make_triggers(_target: MetaData, connection: Connection, **_options: object) -> None:
+    for trigger in _TRIGGERS:
+        connection.exec_driver_sql(trigger)

@@ -21,19 +21,20 @@ from enum import Enum
 from typing import Final
 
 from dicomfs.naming import (
-    PATIENT_BYTES,
+    PATIENT_UNITS,
     UNKNOWN_DATE,
     component,
     exam_folder,
     fold,
     suffixed,
+    units,
 )
 
-ID_BYTES: Final = 48
-"""Most bytes of a Patient ID in a name: it leaves room for the name beside it."""
+ID_UNITS: Final = 40
+"""Most UTF-16 units of a Patient ID in a name: it leaves room for the name beside it."""
 NO_ID: Final = "No patient ID"
-DATE_BYTES: Final = 20
-"""Most bytes of a date: with its tail it stays within the budget of an exam's folder."""
+DATE_UNITS: Final = 20
+"""Most UTF-16 units of a date: with its tail it stays within the budget of an exam's folder."""
 DEFAULT_DATE_FORMAT: Final = "%Y-%m-%d"
 
 _MONTHS: Final = (
@@ -106,10 +107,10 @@ class DateFormat:
         self._parts = parts
         for month in range(1, 13):
             sample = self.write(f"2024{month:02}28")
-            if component(sample, 10 * DATE_BYTES) != sample:
+            if component(sample, 10 * DATE_UNITS) != sample:
                 raise ValueError(f"only what Windows allows in the name of a folder, unlike '{sample}'")
-            if len(sample.encode()) > DATE_BYTES:
-                raise ValueError(f"at most {DATE_BYTES} bytes for a date, unlike '{sample}'")
+            if units(sample) > DATE_UNITS:
+                raise ValueError(f"at most {DATE_UNITS} characters for a date, unlike '{sample}'")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, DateFormat) and other.text == self.text
@@ -150,15 +151,15 @@ class DateFormat:
 
 
 def id_label(id_folder: str, suffix: str) -> str:
-    """The Patient ID as a name of at most `ID_BYTES` bytes, without round brackets.
+    """The Patient ID as a name of at most `ID_UNITS` units, without round brackets.
 
     `id_folder`: the component that the index keeps, or empty; `suffix`: what tells equal ones apart.
     """
-    base = component(id_folder.translate(_SQUARE), ID_BYTES) or NO_ID
+    base = component(id_folder.translate(_SQUARE), ID_UNITS) or NO_ID
     if not suffix:
         return base
     # With its own bracket turned square, it reads well inside the round one of name and ID.
-    return suffixed(base, suffix.translate(_SQUARE), ID_BYTES).translate(_SQUARE)
+    return suffixed(base, suffix.translate(_SQUARE), ID_UNITS).translate(_SQUARE)
 
 
 _SQUARE: Final = str.maketrans("()", "[]")
@@ -193,14 +194,14 @@ class Spelling:
     """Digits that numbers are padded to with zeros."""
 
     def patient(self, name: PatientName) -> str:
-        """Name of a patient's folder, at most `naming.PATIENT_BYTES` bytes."""
+        """Name of a patient's folder, at most `naming.PATIENT_UNITS` units."""
         if self.label is Label.NAME:
             return name.folder
         identity = id_label(name.id_folder, name.id_suffix)
         if self.label is Label.ID:
             return identity
         tail = f" ({identity})"
-        return component(name.folder, PATIENT_BYTES - len(tail.encode())) + tail
+        return component(name.folder, PATIENT_UNITS - units(tail)) + tail
 
     def patient_key(self, text: str) -> PatientKey | None:
         """Where to look for the patient of a folder of this name, in any case; None: there is none.

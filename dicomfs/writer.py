@@ -8,31 +8,31 @@ series. Called by `ingest.py`, by way of `Index.write`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, CursorResult, Executable, Table, bindparam, case, func, select, update
-from sqlalchemy.dialects.sqlite import dialect, insert
+from sqlalchemy import Connection, Table, bindparam, case, func, select, update
+from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
+from dicomfs.identity import identity_of
 from dicomfs.model import Duplicates, Header, Receipt, Stored
 from dicomfs.naming import (
-    EXAM_BYTES,
-    PATIENT_BYTES,
-    SERIES_BYTES,
-    PatientKey,
+    EXAM_UNITS,
+    PATIENT_UNITS,
+    SERIES_UNITS,
     component,
     exam_folder,
     exam_suffix,
     fold,
     patient_folder,
-    patient_key,
-    same_patient,
+    patient_suffix_of_birth,
     series_label,
     short_hash,
     suffixed,
 )
+from dicomfs.owners import Known, Owners
 from dicomfs.recipes import ENCAPSULATED_PDF
+from dicomfs.retired import Retired
 from dicomfs.schema import (
     PDF,
     PICTURES,
@@ -48,6 +48,7 @@ from dicomfs.schema import (
 )
 from dicomfs.selection import ANY, day_of_exam, modality_key
 from dicomfs.spelling import id_label
+from dicomfs.statement import Statement as _Statement
 
 _CLOCK_TOLERANCE_S: Final = 86_400.0
 _REMEMBERED: Final = 10_000
@@ -82,24 +83,6 @@ class Added:
     warnings: tuple[str, ...]
 
 
-class _Statement:
-    """SQL that is compiled once; what SQLAlchemy does for each execution costs more than SQLite's part."""
-
-    def __init__(self, statement: Any) -> None:
-        self._statement = statement
-
-    @cached_property
-    def _compiled(self) -> tuple[str, list[str], dict[str, Any]]:
-        statement: Executable = self._statement
-        compiled = statement.compile(dialect=dialect())  # type: ignore[attr-defined]
-        return str(compiled), list(compiled.positiontup), dict(compiled.params)
-
-    def run(self, connection: Connection, **values: Any) -> CursorResult[Any]:
-        text, names, defaults = self._compiled
-        given = tuple(values[name] if name in values else defaults[name] for name in names)
-        return connection.exec_driver_sql(text, given)
-
-
 _KNOWN = _Statement(
     select(
         originals.c.id.label("sequence"),
@@ -125,32 +108,19 @@ _SAME_IDENTITY = _Statement(
     .order_by(instances.c.id)
     .limit(1)
 )
-_MATCHED = (patients.c.id, patients.c.issuer, patients.c.patient_id, patients.c.name, patients.c.birth_date)
-_PATIENTS_BY_ID = _Statement(
-    select(*_MATCHED)
-    .where(patients.c.patient_id == bindparam("patient_id"), patients.c.issuer == bindparam("issuer"))
-    .order_by(patients.c.id)
-)
-_PATIENTS_BY_NAME = _Statement(
-    select(*_MATCHED)
-    .where(patients.c.name == bindparam("name"), patients.c.patient_id == "")
-    .order_by(patients.c.id)
-)
-_UNKNOWN_PATIENT = _Statement(
-    select(patients.c.id)
-    .join(exams, exams.c.patient == patients.c.id)
-    .where(exams.c.study_uid == bindparam("study_uid"), patients.c.patient_id == "", patients.c.name == "")
-    .order_by(patients.c.id)
-    .limit(1)
-)
 _EXAM = _Statement(
     select(exams.c.id, exams.c.date, exams.c.day).where(
-        exams.c.study_uid == bindparam("study_uid"), exams.c.patient == bindparam("patient")
+        exams.c.study_uid == bindparam("study_uid"),
+        exams.c.patient == bindparam("patient"),
+        exams.c.date == bindparam("date"),
     )
 )
 _SERIES = _Statement(
     select(series.c.id, series.c.modality).where(
-        series.c.exam == bindparam("exam"), series.c.series_uid == bindparam("series_uid")
+        series.c.exam == bindparam("exam"),
+        series.c.series_uid == bindparam("series_uid"),
+        series.c.name_key == bindparam("name_key"),
+        series.c.number == bindparam("number"),
     )
 )
 _PATIENT_TAKEN = _Statement(select(patients.c.id).where(patients.c.folder_key == bindparam("key")))
@@ -255,20 +225,20 @@ class _Series:
 class Recollection:
     """What a connection's last transactions found or made; forgotten when it may be out of date."""
 
-    patients: dict[tuple[str, ...], int] = field(default_factory=dict)
-    exams: dict[tuple[int, str], _Exam] = field(default_factory=dict)
-    series: dict[tuple[int, str], _Series] = field(default_factory=dict)
+    owners: Known = field(default_factory=Known)
+    exams: dict[tuple[int, str, str], _Exam] = field(default_factory=dict)
+    series: dict[tuple[int, str, str, int], _Series] = field(default_factory=dict)
     contents: set[tuple[int, str, int]] = field(default_factory=set)
     """(exam, modality, shows) that are on record."""
 
     def clear(self) -> None:
         """Forget everything: a transaction was rolled back, or somebody else wrote."""
-        for kept in (self.patients, self.exams, self.series, self.contents):
+        for kept in (self.owners.patients, self.exams, self.series, self.contents):
             kept.clear()
 
     def bound(self) -> None:
         """Forget what takes too much memory."""
-        kept = (len(self.patients), len(self.exams), len(self.series), len(self.contents))
+        kept = (len(self.owners.patients), len(self.exams), len(self.series), len(self.contents))
         if max(kept) > _REMEMBERED:
             self.clear()
 
@@ -280,6 +250,8 @@ class Writer:
         self._connection = connection
         self._recollection = recollection or Recollection()
         self._last_sequence = 0
+        self._owners = Owners(connection, self._recollection.owners)
+        self._retired = Retired(connection)
         self._touched: dict[tuple[Table, int], float] = {}
         self._touched_days: dict[str, float] = {}
 
@@ -318,7 +290,7 @@ class Writer:
             series_uid=header.series_uid,
             study_uid=header.study_uid,
         ).first()
-        return Earlier(int(row.id), self._patient(header) == row.patient) if row else None
+        return Earlier(int(row.id), self._owners.find(header) == row.patient) if row else None
 
     def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> Added:
         """Store one new original and whatever it is the first of.
@@ -369,64 +341,42 @@ class Writer:
 
     # Patients
 
-    def _patient(self, header: Header) -> int | None:
-        """The patient this data set belongs to, if known; `naming.same_patient` has the rule."""
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
-        place = _place(key, header)
-        found = self._recollection.patients.get(place)
-        if found is None and (found := self._find_patient(key, header)) is not None:
-            self._recollection.patients[place] = found
-        return found
-
-    def _find_patient(self, key: PatientKey, header: Header) -> int | None:
-        if key.patient_id:
-            rows = _PATIENTS_BY_ID.run(self._connection, patient_id=key.patient_id, issuer=key.issuer)
-        elif key.name:
-            rows = _PATIENTS_BY_NAME.run(self._connection, name=key.name)
-        else:
-            # Nothing is known of this person: only the study itself can hold its images together.
-            row = _UNKNOWN_PATIENT.run(self._connection, study_uid=header.study_uid).first()
-            return int(row.id) if row else None
-        for row in rows.all():
-            if same_patient(key, PatientKey(row.issuer, row.patient_id, row.name, row.birth_date)):
-                return int(row.id)
-        return None
-
     def _owner(self, header: Header, sequence: int, receipt: Receipt) -> int:
         """Id of the patient this data set belongs to, made now if there is none."""
-        patient = self._patient(header)
-        if patient is not None:
+        patient = self._owners.find(header)
+        if patient is None:
+            self._new_patient(header, sequence, receipt)
+            patient = sequence
+        else:
             self._touch(patients, patient, receipt)
-            return patient
-        key = patient_key(header.issuer, header.patient_id, header.patient_name, header.birth_date)
+        self._owners.record(header, patient, sequence)
+        return patient
+
+    def _new_patient(self, header: Header, sequence: int, receipt: Receipt) -> None:
         folder = patient_folder(header.patient_name, header.patient_id)
-        hashes = _hashes(f"{key.issuer}\n{key.patient_id}\n{header.study_uid}\n{sequence}", 4)
         suffix = _first_free(
-            ["", key.patient_id, *hashes],
-            lambda s: self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_BYTES)),
+            _patient_suffixes(header, folder, sequence),
+            lambda s: (
+                self._is_taken(_PATIENT_TAKEN, key=_folder_key(folder, s, PATIENT_UNITS))
+                or self._retired.patient(_folder_key(folder, s, PATIENT_UNITS), identity_of(header).text)
+            ),
         )
-        id_folder = component(header.patient_id, PATIENT_BYTES)
+        id_folder = component(header.patient_id, PATIENT_UNITS)
         id_suffix = _first_free(
-            ["", key.issuer, *hashes],
+            ["", identity_of(header).issuer, *_of_identity(header, sequence)],
             lambda s: self._is_taken(_PATIENT_ID_TAKEN, key=fold(id_label(id_folder, s))),
         )
         _INSERT[patients].run(
             self._connection,
             id=sequence,
-            issuer=key.issuer,
-            patient_id=key.patient_id,
-            name=key.name,
-            birth_date=key.birth_date,
             folder=folder,
             suffix=suffix,
-            folder_key=_folder_key(folder, suffix, PATIENT_BYTES),
+            folder_key=_folder_key(folder, suffix, PATIENT_UNITS),
             id_folder=id_folder,
             id_suffix=id_suffix,
             id_key=fold(id_label(id_folder, id_suffix)),
             updated=receipt.received,
         )
-        self._recollection.patients[_place(key, header)] = sequence
-        return sequence
 
     # Exams, series, instances
 
@@ -457,19 +407,24 @@ class Writer:
                 self._recollection.contents.add((exam.id, key, shown))
 
     def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> _Exam:
-        place = (patient, header.study_uid)
+        place = (patient, header.study_uid, header.study_date)
         found = self._recollection.exams.get(place)
         if found is None:
-            row = _EXAM.run(self._connection, study_uid=header.study_uid, patient=patient).first()
+            row = _EXAM.run(
+                self._connection, study_uid=header.study_uid, patient=patient, date=header.study_date
+            ).first()
             found = _Exam(row.id, patient, row.date, row.day) if row else None
         if found is not None:
             self._touch_exam(found, receipt)
             self._recollection.exams[place] = found
             return found
-        folder = exam_folder(header.study_date)
+        folder, owner = exam_folder(header.study_date), f"{header.study_uid}\n{header.study_date}"
         suffix = _first_free(
             ["", exam_suffix(header.study_time), *_hashes(header.study_uid, 4)],
-            lambda s: self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_BYTES)),
+            lambda s: (
+                self._is_taken(_EXAM_TAKEN, patient=patient, key=_folder_key(folder, s, EXAM_UNITS))
+                or self._retired.exam(patient, _folder_key(folder, s, EXAM_UNITS), owner)
+            ),
         )
         _INSERT[exams].run(
             self._connection,
@@ -479,7 +434,7 @@ class Writer:
             date=header.study_date,
             folder=folder,
             suffix=suffix,
-            folder_key=_folder_key(folder, suffix, EXAM_BYTES),
+            folder_key=_folder_key(folder, suffix, EXAM_UNITS),
             day=day_of_exam(header.study_date, receipt.received),
             updated=receipt.received,
         )
@@ -489,22 +444,28 @@ class Writer:
         return made
 
     def _series(self, header: Header, sequence: int, exam: int) -> _Series:
-        place = (exam, header.series_uid)
+        base, number = series_label(header.series_name), header.series_number or 0
+        name_key = fold(base)
+        place = (exam, header.series_uid, name_key, number)
         found = self._recollection.series.get(place)
         if found is None:
-            row = _SERIES.run(self._connection, exam=exam, series_uid=header.series_uid).first()
+            row = _SERIES.run(
+                self._connection, exam=exam, series_uid=header.series_uid, name_key=name_key, number=number
+            ).first()
             found = _Series(row.id, row.modality) if row else None
         if found is not None:
             self._recollection.series[place] = found
             return found
-        base, number = series_label(header.series_name), header.series_number or 0
 
         def label(suffix: str) -> str:
-            return suffixed(base, suffix, SERIES_BYTES) if suffix else base
+            return suffixed(base, suffix, SERIES_UNITS) if suffix else base
 
         suffix = _first_free(
             ["", *_hashes(header.series_uid, 4)],
-            lambda s: self._is_taken(_SERIES_TAKEN, exam=exam, key=fold(label(s)), number=number),
+            lambda s: (
+                self._is_taken(_SERIES_TAKEN, exam=exam, key=fold(label(s)), number=number)
+                or self._retired.series(exam, fold(label(s)), number, f"{header.series_uid}\n{name_key}")
+            ),
         )
         _INSERT[series].run(
             self._connection,
@@ -514,6 +475,7 @@ class Writer:
             modality=header.modality,
             label=label(suffix),
             label_key=fold(label(suffix)),
+            name_key=name_key,
             number=number,
         )
         made = _Series(sequence, header.modality)
@@ -528,7 +490,10 @@ class Writer:
         number = header.instance_number or 0
         suffix = _first_free(
             ["", *_hashes(unique, 6)],
-            lambda s: self._is_taken(_NUMBER_TAKEN, series=series_id, number=number, suffix=s),
+            lambda s: (
+                self._is_taken(_NUMBER_TAKEN, series=series_id, number=number, suffix=s)
+                or self._retired.image(series_id, number, s, header.sop_instance_uid)
+            ),
         )
         _INSERT[instances].run(
             self._connection,
@@ -570,10 +535,28 @@ class Writer:
         )
 
 
-def _place(key: PatientKey, header: Header) -> tuple[str, ...]:
-    """What decides which patient a data set belongs to."""
-    unknown = header.study_uid if not (key.patient_id or key.name) else ""
-    return (key.issuer, key.patient_id, key.name, key.birth_date, unknown)
+def _patient_suffixes(header: Header, folder: str, sequence: int) -> list[str]:
+    """What may tell a patient from namesakes, the most telling first: of the object that made the folder."""
+    identity = identity_of(header)
+    patient_id = identity.patient_id if component(identity.patient_id, PATIENT_UNITS) != folder else ""
+    telling = [
+        patient_id,
+        f"{patient_id} {identity.issuer}".strip(),
+        patient_suffix_of_birth(identity.birth_date),
+    ]
+    if identity.is_weak and header.study_date:
+        day = exam_folder(header.study_date)
+        telling += [day, f"{day} {exam_suffix(header.study_time)}"]
+    return [
+        "",
+        *telling,
+        *_of_identity(header, sequence),
+    ]
+
+
+def _of_identity(header: Header, sequence: int) -> list[str]:
+    identity = identity_of(header)
+    return _hashes(f"{identity.issuer}\n{identity.patient_id}\n{header.study_uid}\n{sequence}", 4)
 
 
 def _modified(header: Header, receipt: Receipt) -> float:
@@ -603,5 +586,5 @@ def _hashes(uid: str, shortest: int) -> list[str]:
     return [short_hash(uid, digits) for digits in (shortest, shortest + 4, shortest + 8, 32)]
 
 
-def _folder_key(folder: str, suffix: str, limit_bytes: int) -> str:
-    return fold(suffixed(folder, suffix, limit_bytes) if suffix else folder)
+def _folder_key(folder: str, suffix: str, limit: int) -> str:
+    return fold(suffixed(folder, suffix, limit) if suffix else folder)

@@ -30,7 +30,9 @@ _USUAL = Header(
     patient_id="4711",
     issuer="",
     patient_name="Doe^Jane",
+    patient_names=("Doe^Jane",),
     birth_date="19700102",
+    sex="F",
     study_date="20240131",
     study_time="101500",
     modality="MR",
@@ -49,7 +51,10 @@ _USUAL = Header(
 
 
 def header(**changes: Any) -> Header:
-    """A usual header, with changes."""
+    """A usual header, with changes; a `patient_name` is the only group unless `patient_names` are given."""
+    if "patient_name" in changes:
+        name = changes["patient_name"]
+        changes = {"patient_names": (name,) if name else ()} | changes
     return replace(_USUAL, **changes)
 
 

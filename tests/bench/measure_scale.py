@@ -215,6 +215,8 @@ def _arriving(last: int) -> Iterator[Header]:
             patient_id=f"{4_700_000 + rng.randrange(max(last // 500, 1))}",
             issuer="",
             patient_name="Doe^Jane",
+            patient_names=("Doe^Jane",),
+            sex="F",
             birth_date="19700102",
             study_date="20240229",
             study_time="101500",

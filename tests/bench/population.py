@@ -179,7 +179,7 @@ def _pool(place: int) -> str:
 
 def _series(rng: random.Random) -> Iterator[_Series]:
     """Series after series, without end: patients with some exams each, who come back after months."""
-    known: list[dict[str, str]] = []
+    known: list[dict[str, Any]] = []
     day = date(2014, 5, 13)
     while True:
         day += timedelta(days=rng.random() < 0.05)
@@ -196,18 +196,21 @@ def _series(rng: random.Random) -> Iterator[_Series]:
             )
 
 
-def _patient(rng: random.Random, number: int) -> dict[str, str]:
+def _patient(rng: random.Random, number: int) -> dict[str, Any]:
     born = date(1930, 1, 1) + timedelta(days=rng.randrange(30_000))
+    name = f"{rng.choice(_FAMILIES)}^{rng.choice(_GIVEN)}^{rng.choice(['', '', *_GIVEN])}"
     return {
         "patient_id": f"{4_700_000 + number}",
         "issuer": rng.choice(["", "", "KIS", "HIS"]),
-        "patient_name": f"{rng.choice(_FAMILIES)}^{rng.choice(_GIVEN)}^{rng.choice(['', '', *_GIVEN])}",
+        "patient_name": name,
+        "patient_names": (name,),
+        "sex": rng.choice("FM"),
         "birth_date": born.isoformat().replace("-", ""),
     }
 
 
 def _header(
-    rng: random.Random, who: dict[str, str], day: date, kind: _Kind, *, study: str, number: int
+    rng: random.Random, who: dict[str, Any], day: date, kind: _Kind, *, study: str, number: int
 ) -> Header:
     return Header(
         sop_class_uid=kind.sop_class,

@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "model", "recipes", "values", "naming", "spelling", "selection"),
-    *("access", "scpoptions", "config", "elements", "header"),
+    *("access", "scpoptions", "config", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "writer", "index", "renditions", "ingest"),
+    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "renditions", "ingest"),
     *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -79,14 +79,23 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY | {"video"},
     "openjpeg": CODECS,
-    "pydicom": {"archive", "negotiation", "handshake", "association", "subtraction", "probes", "render"}
+    "pydicom": {
+        "charset",
+        "archive",
+        "negotiation",
+        "handshake",
+        "association",
+        "subtraction",
+        "probes",
+        "render",
+    }
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "writer", "index", "renditions"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

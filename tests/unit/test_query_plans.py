@@ -16,6 +16,7 @@ from sqlalchemy import Executable, Select, event
 from sqlalchemy.dialects.sqlite import dialect
 
 from dicomfs import index as reading
+from dicomfs import owners, retired
 from dicomfs import renditions as rendering
 from dicomfs import writer as writing
 from dicomfs.index import Index
@@ -23,6 +24,7 @@ from dicomfs.model import PoolWindow
 from dicomfs.renditions import Decision, Key, Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Label, Layout, Spelling
+from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
 GROWS = {"_CONFLICTS"}
@@ -49,8 +51,12 @@ def plan(database: Path, statement: str, parameters: Any) -> list[str]:
     """What SQLite says of the way it takes."""
     with closing(sqlite3.connect(database)) as connection:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
-    # `counter` is a table of one row.
-    return [row[3] for row in rows if row[3] not in ("SCAN CONSTANT ROW", "SCAN counter")]
+    harmless = {"SCAN CONSTANT ROW", "SCAN counter"}  # a table of one row
+    if statement.startswith("SELECT EXISTS"):
+        harmless.add("SCAN retired")  # stops at the first row
+    if "LIMIT" in statement:
+        harmless.add("USE TEMP B-TREE FOR DISTINCT")  # of no more than it gives
+    return [row[3] for row in rows if row[3] not in harmless]
 
 
 def kept(module: Any) -> Iterator[tuple[str, str, int]]:
@@ -58,7 +64,7 @@ def kept(module: Any) -> Iterator[tuple[str, str, int]]:
     for name, value in vars(module).items():
         values = value.values() if isinstance(value, dict) else [value]
         for item in values:
-            statement = item._statement if isinstance(item, writing._Statement) else item
+            statement = item._statement if isinstance(item, Statement) else item
             # Tables and columns are clauses, too, and a SELECT without WHERE is the beginning of others.
             if not isinstance(statement, Executable) or (
                 isinstance(statement, Select) and statement.whereclause is None
@@ -70,7 +76,10 @@ def kept(module: Any) -> Iterator[tuple[str, str, int]]:
 
 KEPT = [
     pytest.param(database, sql, parameters, id=f"{module.__name__}.{name}")
-    for module, database in ((reading, "index"), (writing, "index"), (rendering, "renditions"))
+    for module, database in (
+        *((reading, "index"), (writing, "index"), (owners, "index"), (retired, "index")),
+        (rendering, "renditions"),
+    )
     for name, sql, parameters in kept(module)
     if name not in GROWS
 ]
