@@ -47,6 +47,21 @@ class Refusal:
     reason: str
     level: int = logging.WARNING
 
+    @property
+    def meaning(self) -> str:
+        """What PS3.8 table 9-21 calls it: one of a few fixed texts."""
+        return _MEANINGS.get((self.source, self.diagnostic), "no reason given")
+
+
+_MEANINGS: Final = {
+    (1, 2): "application context name not supported",
+    (1, 3): "calling AE title not recognized",
+    (1, 7): "called AE title not recognized",
+    (2, 2): "protocol version not supported",
+    (3, 1): "temporary congestion",
+    (3, 2): "local limit exceeded",
+}
+
 
 # --- Entries ----------------------------------------------------------------------------------------
 

@@ -1,12 +1,18 @@
 """The flat archive: original SOP instances as files, immutable, named by their content.
 
-    STORE/archive/ab/<sha256>.dcm       originals
-    STORE/incoming/                     spool of what is being received, same file system
-    STORE/quarantine/                   refused data sets, bounded
+    STORE/archive/ab/<sha256>-<sequence>.dcm    originals; ab: the first byte of the hash
+    STORE/incoming/                             spool of what is being received, same file system
+    STORE/quarantine/                           refused data sets, bounded
 
-Every archived file has its data set at byte `DATA_SET_OFFSET`: the file meta information in front of it
-is padded (in its private information element) to that length, so that it can be written last, when the
-receipt sequence number is known. Knows no SQL and no DICOM beyond file meta information. Called by
+The receipt sequence number is in the name and not in the file, because it is known last: giving it then
+costs no second write and no second sync of the file. Every archived file has its data set at byte
+`DATA_SET_OFFSET`: the file meta information in front of it is padded (in its private information element)
+to that length, so that it can be written when the header has been read.
+
+A published file keeps its name in the spool until its row is committed: so a start after a crash finds at
+once which originals of the archive have no row, however many others there are.
+
+Knows no SQL and no DICOM beyond file meta information. Called by
 `ingest.py`, which alone decides the order of the durable steps; readers need only `Archive.path`.
 """
 
@@ -16,14 +22,17 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
+
+from pydicom.errors import InvalidDicomError
 
 from dicomfs import __version__
 from dicomfs.errors import UnreadableDataSet
@@ -37,13 +46,13 @@ IMPLEMENTATION_VERSION: Final = f"DICOMFS_{__version__}"[:16]
 PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
 """(0002,0100): names the owner of our JSON text in (0002,0102)."""
 
-_NOTE: Final = b'{"sequence":%16d, %s'
 _ELEMENT: Final = struct.Struct("<HH2sHL")
 """Head of an explicit VR element with a long length (PS3.5 7.1.2)."""
 _SHORT_ELEMENT: Final = struct.Struct("<HH2sH")
 _GROUP_LENGTH_AT: Final = 140
 """Value of (0002,0000): after preamble, prefix and its own head."""
-_STALE_SPOOL_S: Final = 60.0
+_NAME: Final = re.compile(r"([0-9a-f]{64})-([1-9][0-9]{0,17})\.dcm")
+_CHUNK_BYTES: Final = 1 << 20
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
 
@@ -64,9 +73,8 @@ def content_hash(transfer_syntax: str) -> "hashlib._Hash":
 def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> bytes:
     """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
 
-    Time of receipt, and room for the sequence number (see `numbered`), are JSON in Private Information
-    (0002,0102), blank padded: the last element, so that it can fill what is left. Raises
-    UnreadableDataSet when the UIDs leave no room.
+    Time of receipt and policy are JSON in Private Information (0002,0102), blank padded: the last element,
+    so that it can fill what is left. Raises UnreadableDataSet when the UIDs leave no room.
     """
     source_ae, receiving_ae = _plain_ae(receipt.source_ae), _plain_ae(receipt.receiving_ae)
     elements = [
@@ -91,7 +99,7 @@ def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> by
     facts = {"received": receipt.received}
     if receipt.duplicates is not Duplicates.KEEP_FIRST:
         facts["duplicates"] = receipt.duplicates.value
-    note = _NOTE % (0, json.dumps(facts)[1:].encode())
+    note = json.dumps(facts).encode()
     room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
     if room < len(note):
         raise UnreadableDataSet("its UIDs are too long for file meta information")
@@ -104,22 +112,27 @@ def _padded(text: str, padding: bytes = b"\0") -> bytes:
     return raw + padding * (len(raw) % 2)
 
 
-def numbered(meta: bytes, sequence: int) -> bytes:
-    """`file_meta`'s bytes with the receipt sequence number filled in."""
-    place = meta.rindex(_NOTE[:12])
-    number = b"%16d" % sequence
-    return meta[: place + 12] + number + meta[place + 12 + len(number) :]
-
-
 def _plain_ae(title: str) -> str:
     """An AE title fit for value representation AE (PS3.5 6.2), whatever the peer called itself."""
     return "".join(c if " " <= c <= "~" and c != "\\" else "_" for c in title.strip())[:16].strip()
 
 
+def digest_and_sequence(name: str) -> tuple[bytes, int]:
+    """What the name of an archived file says. Raises UnreadableDataSet when it is not one of ours."""
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise UnreadableDataSet(f"{name!r} is not the name of an archived original")
+    return bytes.fromhex(found[1]), int(found[2])
+
+
 def read_archived_meta(path: Path) -> ArchivedMeta:
-    """Read back what `file_meta` wrote. Raises UnreadableDataSet when the file is not one of ours."""
+    """Read back what `file_meta` wrote, and the number in the name.
+
+    Raises UnreadableDataSet when the file is not one of ours.
+    """
     from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only a rebuild needs it
 
+    _, sequence = digest_and_sequence(path.name)
     meta = read_file_meta_info(path)
     if meta.get("PrivateInformationCreatorUID") != PRIVATE_CREATOR_UID:
         raise UnreadableDataSet(f"{path.name} was not written by dicomfs")
@@ -133,7 +146,7 @@ def read_archived_meta(path: Path) -> ArchivedMeta:
         sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
         duplicates=Duplicates(note.get("duplicates", Duplicates.KEEP_FIRST.value)),
     )
-    return ArchivedMeta(int(note["sequence"]), receipt)
+    return ArchivedMeta(sequence, receipt)
 
 
 @dataclass(slots=True)
@@ -148,7 +161,11 @@ class Spool:
     transfer_syntax: str
     size: int = 0
     """Bytes of data set so far."""
+    published: Path | None = None
+    """Where it lies in the archive; None while it is in the spool."""
     _hash: "hashlib._Hash" = field(init=False)
+    _whole: bytes | memoryview = b""
+    """The data set, if it was written in one part."""
 
     def __post_init__(self) -> None:
         self._hash = content_hash(self.transfer_syntax)
@@ -158,6 +175,7 @@ class Spool:
         """Append to the data set. Raises OSError."""
         self._hash.update(part)
         view = memoryview(part)
+        self._whole = b"" if self.size else part
         self.size += len(view)
         while view:
             view = view[os.write(self.fd, view) :]
@@ -171,8 +189,13 @@ class Spool:
         """32 bytes: SHA-256 of transfer syntax and data set so far."""
         return self._hash.digest()
 
-    def reader(self) -> io.BufferedReader:
-        """The file, positioned at the data set; nothing is written to the spool after this."""
+    def reader(self) -> BinaryIO:
+        """The data set from its first byte; nothing is written to the spool after this.
+
+        If it was written in one part, that must still be unchanged: it is read without asking the disk.
+        """
+        if len(self._whole) == self.size:
+            return io.BytesIO(self._whole)
         file = open(self.fd, "rb", closefd=False)  # noqa: SIM115  a descriptor; the caller closes
         file.seek(DATA_SET_OFFSET)
         return file
@@ -218,43 +241,54 @@ class Archive:
         """True when there is no original. Raises OSError."""
         return next(self.root.rglob("*.dcm"), None) is None
 
-    def path(self, digest: bytes) -> Path:
-        """Where the original with this content hash lies, or would lie."""
+    def path(self, digest: bytes, sequence: int) -> Path:
+        """Where the original with this content hash and receipt sequence number lies, or would lie."""
         name = digest.hex()
-        return self.root / name[:2] / f"{name}.dcm"
+        return self.root / name[:2] / f"{name}-{sequence}.dcm"
 
     def spool(self, transfer_syntax: str) -> Spool:
         """Open a new spool file. Raises OSError."""
-        path = self.incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-        # The lock tells `clean` of any process that somebody is still writing here.
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        return Spool(path, fd, transfer_syntax)
+        while True:
+            path = self.incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+            # The lock tells `clean` of any process that somebody is still writing here.
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                return Spool(path, fd, transfer_syntax)
+            os.close(fd)  # it was cleaned away before it was locked
 
     def seal(self, spool: Spool, meta: bytes) -> None:
         """Write the file meta in front of the data set. Raises OSError."""
         os.pwrite(spool.fd, meta, 0)
 
-    def publish(self, spool: Spool) -> Path:
-        """Move a sealed spool file to its place, replacing a file of the same content; the folder it is in.
+    def publish(self, spool: Spool, sequence: int) -> Path:
+        """Give a sealed and synced spool file its place, under its number; the folder it is in.
 
-        Durable when `spool.sync` and then, for that folder, `sync_directory` have been called. (A file that
-        was synced before it is published is whole at any moment; only a number that was written since may
-        be missing after a power loss, and then it has no row.) Raises OSError.
+        Whole at any moment, since it was synced before; its name is durable when `sync_directory` has been
+        called for that folder. What has that name already is replaced: that original is damaged. Raises
+        OSError.
         """
-        target = self.path(spool.digest)
-        spool.path.rename(target)
+        target = self.path(spool.digest, sequence)
+        try:
+            target.hardlink_to(spool.path)
+        except FileExistsError:
+            spool.path.replace(target)
+        spool.published = target
         return target.parent
 
     def withdraw(self, spool: Spool) -> None:
         """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""
-        with contextlib.suppress(OSError):
-            self.path(spool.digest).rename(spool.path)
+        if spool.published is not None:
+            with contextlib.suppress(OSError):
+                if not spool.path.exists():
+                    spool.path.hardlink_to(spool.published)
+                spool.published.unlink()
+                spool.published = None
 
-    def intact(self, digest: bytes, size: int) -> bool:
+    def intact(self, digest: bytes, sequence: int, size: int) -> bool:
         """True when the original is there with its full length (no checksum: that is a scrub's work)."""
         try:
-            return self.path(digest).stat().st_size == DATA_SET_OFFSET + size
+            return self.path(digest, sequence).stat().st_size == DATA_SET_OFFSET + size
         except OSError:
             return False
 
@@ -275,16 +309,22 @@ class Archive:
             return None
         return target
 
-    def clean(self) -> int:
-        """Remove spool files that nobody writes any more (a process was killed); returns how many."""
+    def clean(self, has_row: Callable[[bytes, int], bool]) -> int:
+        """Remove spool files that nobody writes any more (a process was killed); returns how many.
+
+        `has_row`: whether an original of this content hash and number is in the index. One that is not
+        was published and never committed, so never acknowledged either: its name in the archive goes too.
+        """
         removed = 0
-        for path in self._stale():
+        for path in list(self.incoming.iterdir()):
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_nlink > 1:
+                    self._retract(path, os.fstat(fd), has_row)
                 path.unlink(missing_ok=True)
                 removed += 1
             except BlockingIOError:
@@ -293,12 +333,28 @@ class Archive:
                 os.close(fd)
         return removed
 
-    def _stale(self) -> Iterator[Path]:
-        newest = time.time() - _STALE_SPOOL_S
-        for path in self.incoming.iterdir():
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < newest:
-                    yield path
+    def _retract(self, path: Path, status: os.stat_result, has_row: Callable[[bytes, int], bool]) -> None:
+        """Take a spool file's other name out of the archive if it has no row."""
+        folder = self._folder_of(path)
+        for entry in os.scandir(folder) if folder else ():
+            if entry.inode() == status.st_ino and not has_row(*digest_and_sequence(entry.name)):
+                Path(entry.path).unlink()
+                # Before the spool's name goes: else a loss of power could leave the one that has no row.
+                sync_directory(Path(entry.path).parent)
+
+    def _folder_of(self, path: Path) -> Path | None:
+        """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
+        from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only after a crash
+
+        try:
+            content = content_hash(str(read_file_meta_info(path).TransferSyntaxUID))
+            with path.open("rb") as file:
+                file.seek(DATA_SET_OFFSET)
+                while chunk := file.read(_CHUNK_BYTES):
+                    content.update(chunk)
+        except (InvalidDicomError, AttributeError):
+            return None
+        return self.path(content.digest(), 1).parent
 
 
 def sync_directory(folder: Path) -> None:

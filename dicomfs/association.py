@@ -18,6 +18,7 @@ from pydicom.uid import UID
 
 from dicomfs import dimse, handshake
 from dicomfs.access import Refusal
+from dicomfs.activity import OTHER_PATIENT, Activity, Visit
 from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
@@ -38,8 +39,10 @@ from dicomfs.errors import (
     DicomfsError,
     DuplicateRefused,
     IdentityMismatch,
+    StoreError,
     StoreFull,
     StoreUnavailable,
+    StrangerRefused,
     UnreadableDataSet,
 )
 from dicomfs.handshake import Accepted, Request
@@ -91,6 +94,8 @@ class Terms:
     greet: Callable[[], str]
     """What has to be done before anything is read, in the association's own thread: the TLS handshake.
     Gives the name that the peer has proved, if any. Raises AssociationEnded."""
+    activity: Activity
+    """Where it is counted what associations do."""
 
 
 # --- What is answered -------------------------------------------------------------------------------
@@ -124,6 +129,7 @@ _ANSWERS: Final[Sequence[tuple[type[DicomfsError], _Answer]]] = (
     (IdentityMismatch, _Answer(0xA900, "SOP UIDs of command and data set differ", logging.WARNING)),
     (_NoDataSet, _Answer(0xC001, "No data set in the message", logging.WARNING)),
     (_TooLong, _Answer(0xC002, "Object is larger than this archive accepts", logging.WARNING)),
+    (StrangerRefused, _Answer(0x0111, OTHER_PATIENT, logging.WARNING)),
     (DuplicateRefused, _Answer(0x0111, "Another object of these UIDs is stored already", logging.WARNING)),
     (UnreadableDataSet, _Answer(0xC000, "Data set cannot be read, or has no SOP UIDs", logging.WARNING)),
     (BadInstance, _Answer(0xC000, "Object cannot be understood", logging.WARNING)),
@@ -165,17 +171,23 @@ class Association:
     def __init__(self, connection: Connection, address: str, port: int, terms: Terms) -> None:
         self._connection = connection
         self._terms = terms
+        self._host = address
         self._address = f"{address}:{port}"
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
         self._proved = ""
+        self._visit = Visit("?", address, 0.0)
+        """Counted once the association is established."""
         self.is_established = False
 
     @property
     def peer(self) -> str:
         """Its AE title and address, for the log."""
-        title = plain(self._request.calling, 16) if self._request else "?"
-        return f"{title} at {self._address}"
+        return f"{self._title} at {self._address}"
+
+    @property
+    def _title(self) -> str:
+        return plain(self._request.calling, 16) if self._request else "?"
 
     def run(self) -> None:
         """Serve the peer until it releases or is given up. Closes the connection; raises nothing."""
@@ -183,6 +195,7 @@ class Association:
         try:
             self._proved = self._terms.greet()
             if self._negotiate():
+                self._visit = self._terms.activity.opened(self._title, self._host, time.time())
                 self.is_established = True
                 self._serve()
             linger = min(_LINGER_S, self._terms.limits.handshake_s)
@@ -192,16 +205,25 @@ class Association:
                 linger = _HANG_UP_S
             if self.is_established:
                 LOGGER.warning("association of %s aborted: %s", self.peer, error)
+                self._failed("aborted", str(error))
             else:
                 # A health check comes and goes; who speaks something else is worth a line.
                 level = logging.DEBUG if str(error) == HUNG_UP else logging.WARNING
                 LOGGER.log(level, "connection of %s ended before an association: %s", self.peer, error)
+                if level > logging.DEBUG:
+                    self._failed("ended before an association", str(error))
         except Exception as error:  # noqa: BLE001  one association may fail, never the server
             LOGGER.error("association of %s aborted: internal error %s", self.peer, where(error))  # noqa: TRY400
+            self._failed("aborted", "internal error")
             self._connection.abort(0)
         finally:
+            if self.is_established:
+                self._terms.activity.closed(self._visit)
             self.is_established = False
             self._connection.close(linger)
+
+    def _failed(self, what: str, text: str) -> None:
+        self._terms.activity.failed(what, f"{self._title} at {self._host}", plain(text, 400), time.time())
 
     # Negotiation
 
@@ -215,6 +237,7 @@ class Association:
         refusal = _malformed(request) or self._terms.judge(request)
         if refusal is not None:
             LOGGER.log(refusal.level, "association of %s rejected: %s", self.peer, refusal.reason)
+            self._failed(f"rejected: {refusal.meaning}", refusal.reason)
             self._connection.send(handshake.reject(refusal))
             return False
         self._accepted = handshake.choose(request.contexts, _taken)
@@ -264,21 +287,27 @@ class Association:
         return self._request.max_pdu if self._request else 0
 
     def _command(self, head: Pdv) -> Command:
-        context, raw = head.context, bytearray()
-        while True:
-            if not head.is_command or head.context != context:
-                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
-            for piece in self._connection.value(head):
-                raw += piece
-                if len(raw) > dimse.LONGEST:
-                    raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
-            if head.is_last:
-                break
-            head = self._fragment()
+        raw = bytearray()
+        for piece in self._connection.values(self._fragments(head)):
+            raw += piece
         try:
             return dimse.decode(bytes(raw))
         except ValueError as error:
             raise AssociationEnded(str(error), _UNEXPECTED_PARAMETER) from None
+
+    def _fragments(self, head: Pdv) -> Iterator[Pdv]:
+        """Those of a command set, from its first."""
+        context, size = head.context, 0
+        while True:
+            if not head.is_command or head.context != context:
+                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
+            size += head.length
+            if size > dimse.LONGEST:
+                raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
+            yield head
+            if head.is_last:
+                return
+            head = self._fragment()
 
     def _fragment(self) -> Pdv:
         """The next fragment of a message that has begun."""
@@ -291,14 +320,17 @@ class Association:
 
     def _data_set(self, context: int) -> Iterator[memoryview]:
         """The data set as it arrives. The generator is read to its end by whoever begins it, or by us."""
-        size, is_last = 0, False
+        return self._connection.values(self._parts(context))
+
+    def _parts(self, context: int) -> Iterator[Pdv]:
+        """The fragments of a data set."""
+        is_last = False
         while not is_last:
             head = self._fragment()
             if head.is_command or head.context != context:
                 raise AssociationEnded("a data set is interrupted by another message", _UNEXPECTED_PARAMETER)
-            for piece in self._connection.value(head):
-                size += len(piece)
-                yield piece
+            self._visit.bytes += head.length
+            yield head
             is_last = head.is_last
 
     # C-STORE
@@ -309,7 +341,7 @@ class Association:
         receipt = Receipt(
             transfer_syntax=str(accepted.transfer_syntax),
             received=time.time(),
-            source_ae=plain(self._request.calling, 16) if self._request else "",
+            source_ae=self._title,
             receiving_ae=self._terms.ae_title,
             sop_class_uid=command.sop_class_uid,
             sop_instance_uid=command.sop_instance_uid,
@@ -324,11 +356,22 @@ class Association:
             answer = _answer_to(error)
             what = f"internal error {where(error)}" if answer is _BUG else plain(error, 400)
             LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
+            self._refused(answer, error)
             return dimse.response(command, answer.status, answer.comment)
         for warning in outcome.warnings:
             LOGGER.warning("%s from %s: %s", uid, self.peer, warning)
+        self._terms.activity.stored(self._visit, outcome.stored)
         LOGGER.info("%s from %s: %s", uid, self.peer, outcome.stored.value)
         return dimse.response(command, _SUCCESS)
+
+    def _refused(self, answer: _Answer, error: Exception) -> None:
+        self._terms.activity.refused(
+            self._visit,
+            f"{answer.status:04X} {answer.comment}",
+            answer.comment if answer is _BUG else plain(error, 400),
+            time.time(),
+            is_trouble=isinstance(error, StoreError),
+        )
 
 
 _HANG_UP_S: Final = 1.0

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -24,14 +24,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, importer, offline, samba, serve, service
+from dicomfs import __version__, importer, offline, samba, serve, service, statuscommand
 from dicomfs import mount as mounting
+from dicomfs.activity import Activity
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
-from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
-from dicomfs.renditions import RENDITIONS_NAME, Renditions
+from dicomfs.runfile import Process, Reporter
 from dicomfs.scpoptions import (
     ScpOptions,
     access,
@@ -54,6 +54,8 @@ STORE_FULL: Final = 4
 STORE_TROUBLE: Final = 5
 """The store is of another version, is none, or cannot be used now."""
 MOUNT_REFUSED: Final = 6
+ALARM: Final = 7
+"""`status --check`: a person has to see to something."""
 EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
     MountRefused: MOUNT_REFUSED,
     UsageError: USAGE,
@@ -139,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
         epilog=f"The store is --store, else ${STORE_VARIABLE}, else that of --config, else /var/lib/dicomfs. "
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 objects refused or none found (import), 4 no space, "
-        "5 trouble with the store, 6 mount refused.",
+        "5 trouble with the store, 6 mount refused, 7 alarm (status --check).",
     )
     parser.add_argument("--version", action="version", version=f"dicomfs {__version__}")
     common = argparse.ArgumentParser(add_help=False)
@@ -191,11 +193,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_scp(together)
     _add_mount(together)
 
-    status = add("status", _status, "What the store holds, and what cannot be displayed.")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument(
-        "paths", nargs="*", type=Path, metavar="PATH", help="files in a mount: what is behind them, and why"
-    )
+    look = add("status", _status, "What is received and refused, what the store holds, and alarms.")
+    statuscommand.add_arguments(look)
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -267,7 +266,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
 
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
-    who, certificates = access(chosen), _certificates(chosen)
+    who, certificates, activity = access(chosen), _certificates(chosen), Activity()
     with (
         _stop_signals() as wait_for_stop,
         Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
@@ -279,6 +278,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             ingest,
             access=who,
             certificates=certificates,
+            activity=activity,
             limits=Limits(
                 associations=chosen.max_associations,
                 of_one_address=chosen.max_associations_per_peer,
@@ -290,11 +290,14 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             ),
         )
         _tell_who_may_send(chosen)
-        service.notify(service.READY, os.environ)
-        wait_for_stop()
-        service.notify(service.STOPPING, os.environ)
-        log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
-        server.stop(chosen.drain_seconds)
+        min_free = chosen.min_free.of(shutil.disk_usage(settings.store).total)
+        process = Process(os.getpid(), time.time(), chosen.aet, server.port, min_free)
+        with Reporter(settings.store, activity, process):
+            service.notify(service.READY, os.environ)
+            wait_for_stop()
+            service.notify(service.STOPPING, os.environ)
+            log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
+            server.stop(chosen.drain_seconds)
     return OK
 
 
@@ -548,57 +551,12 @@ def _is_mounted(mountpoint: Path) -> bool:
 
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:
-    if options.paths:
-        return _explain(options, settings)
-    index = Index(settings.store / INDEX_NAME)
-    renditions = Renditions(settings.store / RENDITIONS_NAME, index.store_id)
-    try:
-        counts = asdict(index.counts())
-        conflicts = index.conflicts()
-        failures = renditions.failures(1000)
-    finally:
-        renditions.close()
-        index.close()
-    disk = shutil.disk_usage(settings.store)
-    refused = sorted((settings.store / "quarantine").glob("*.txt"))
-    facts = {
-        "store": str(settings.store),
-        **counts,
-        "free_bytes": disk.free,
-        "refused": len(refused),
-        "identity_conflicts": conflicts,
-        "not_displayable": [{"original": o, "frame": f + 1, "reason": why} for o, f, why in failures],
-    }
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return OK
-    print(f"store {settings.store}")
-    for name, number in counts.items():
-        print(f"{number:10} {name}")
-    print(f"{disk.free / 1e9:10.1f} GB free")
-    print(f"{len(refused):10} refused data sets kept aside in {settings.store / 'quarantine'}")
-    if conflicts:
-        print(f"{conflicts:10} originals bear another patient's identity than earlier ones of the same UIDs:")
-        print(f"{'':12} check who is right (the log names them)")
-    print(f"{len(failures):10} frames that cannot be displayed")
-    for original, frame, why in failures[:20]:
-        print(f"{'':12} original {original} frame {frame + 1}: {why}")
-    return OK
-
-
-def _explain(options: argparse.Namespace, settings: Settings) -> int:
-    # Only here: a mount answers the sooner without the decoders.
-    from dicomfs import explain  # noqa: PLC0415
-
-    found = {str(path): explain.explain(settings.store, path) for path in options.paths}
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return OK
-    for path, facts in found.items():
-        print(path)
-        for what, words in facts:
-            print(f"  {what:16}  {words}")
-    return OK
+    answer = statuscommand.answer(options, settings)
+    print(answer.text, end="")
+    if answer.trouble:
+        _complain(answer.trouble)
+        return STORE_TROUBLE
+    return ALARM if answer.is_alarm else OK
 
 
 def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:

@@ -1,9 +1,9 @@
 """One peer's connection: PDUs of the DICOM upper layer (PS3.8 9.3), read with time limits, data streamed.
 
-The value of a P-DATA-TF PDU is handed on in pieces of one re-used buffer as it arrives, so memory is
-bounded whatever a peer sends, and a thread that waits for a peer waits in the kernel. Every wait has an
-end: between PDUs the caller's, inside one `stall_s`, so that a peer that sends a byte now and then holds
-nothing for long. Knows no DIMSE. Used by `association.py`.
+The values of P-DATA-TF PDUs are gathered in one re-used buffer, which is handed on when it is full: so
+memory is bounded whatever a peer sends, and most objects are handed on in one piece. A thread that waits
+for a peer waits in the kernel. Every wait has an end: between PDUs the caller's, inside one `stall_s`, so
+that a peer that sends a byte now and then holds nothing for long. Knows no DIMSE. Used by `association.py`.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,7 +30,8 @@ _TIME: Final = struct.Struct("ll")
 _PDV: Final = struct.Struct(">LBB")
 _PDV_FIELDS: Final = 2
 """Context id and control header: counted in a PDV's length."""
-_BUFFER_BYTES: Final = 1 << 18
+_BUFFER_BYTES: Final = 1 << 20
+"""A picture of usual size, so that it is hashed, written and looked at in one go."""
 _LONGEST_REQUEST: Final = 1 << 20
 """An A-ASSOCIATE-RQ of 128 contexts, each with dozens of transfer syntaxes, has less than 200 000 bytes."""
 _LONGEST_OTHER: Final = 1 << 10
@@ -84,7 +85,7 @@ class Connection:
     # Reading
 
     def next(self, patience_s: float) -> Pdu | Pdv:
-        """The next PDU, or the head of the next fragment, whose `value` must be read before the next call.
+        """The next PDU, or the head of the next fragment, whose bytes must be read before the next call.
 
         Waits `patience_s` for its first byte.
         """
@@ -111,17 +112,27 @@ class Connection:
             raise AssociationEnded("a fragment is longer than its PDU", INVALID_PARAMETER)
         return Pdv(context, bool(control & 1), bool(control & 2), length - _PDV_FIELDS)
 
-    def value(self, fragment: Pdv) -> Iterator[memoryview]:
-        """The bytes of a fragment, in pieces that are valid until the next one is asked for."""
+    def values(self, fragments: Iterable[Pdv]) -> Iterator[memoryview]:
+        """The bytes of fragments, each just read by `next`, in pieces of one buffer: as long as that is, but
+        for the last one. A piece is valid until the next one is asked for; the last one until `values` is
+        called again.
+        """
         if not self._buffer:
             self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        left = fragment.length
-        while left:
-            piece = self._buffer[: min(left, _BUFFER_BYTES)]
-            self._fill(piece, self._stall_s)
-            left -= len(piece)
-            self._left -= len(piece)
-            yield piece
+        filled = 0
+        for fragment in fragments:
+            left = fragment.length
+            while left:
+                count = min(left, _BUFFER_BYTES - filled)
+                self._fill(self._buffer[filled : filled + count], self._stall_s)
+                left -= count
+                self._left -= count
+                filled += count
+                if filled == _BUFFER_BYTES:
+                    yield self._buffer
+                    filled = 0
+        if filled:
+            yield self._buffer[:filled]
 
     def _body(self, kind: int, length: int, begun: bytes) -> bytes:
         if not ASSOCIATE_RQ <= kind <= ABORT:

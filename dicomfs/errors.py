@@ -11,6 +11,7 @@
     │   ├── UnreadableDataSet     not a DICOM data set, or cut short
     │   │   └── NotDicom          a file that never was one: nothing is lost by leaving it out
     │   ├── DuplicateRefused      other bytes under known UIDs, and the policy says no
+    │   │   └── StrangerRefused   and they bear another patient's identity
     │   └── IdentityMismatch      the command's UIDs are not the data set's
     ├── AssociationEnded          a sender went away or broke the protocol
     ├── PartFailed                a part of `serve` did not start, or ended by itself
@@ -65,6 +66,10 @@ class NotDicom(UnreadableDataSet):
 
 class DuplicateRefused(BadInstance):
     """Another object of the same UIDs is stored, and `duplicates=reject` is in force."""
+
+
+class StrangerRefused(DuplicateRefused):
+    """The same, and it bears another patient's identity: somebody has to find out who is right."""
 
 
 class IdentityMismatch(BadInstance):

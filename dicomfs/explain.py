@@ -51,7 +51,7 @@ def _originals(index: Index, archive: Archive, row: ImageRow) -> Iterator[tuple[
         received = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(original.received))
         sender = f" from {original.source_ae}" if original.source_ae else ""
         what = "original" if original.shown else "kept, not shown"
-        yield what, os.fspath(archive.path(original.hash))
+        yield what, os.fspath(archive.path(original.hash, original.sequence))
         yield "", f"transfer syntax {original.transfer_syntax}, received {received}{sender}"
 
 
@@ -60,7 +60,9 @@ def _window(
 ) -> Iterator[tuple[str, str]]:
     for policy in ("auto", "header"):
         if not row.pool:
-            alone = decide_pool([Source(archive.path(row.hash), max(inode.frame - 1, 0))], policy)
+            alone = decide_pool(
+                [Source(archive.path(row.hash, row.original), max(inode.frame - 1, 0))], policy
+            )
             yield f"window={policy}", f"decides alone: {_words(alone)}"
             continue
         decision = renditions.decision(row.pool, policy, inode.version or 1)

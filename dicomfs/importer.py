@@ -4,7 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -57,16 +57,21 @@ def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None
     Raises StoreFull or StoreUnavailable: what was reported before is durable, the rest is not stored.
     """
     reading: deque[tuple[Path, Future[Prepared | Result]]] = deque()
-    waiting: deque[tuple[Path, Future[Outcome] | Result]] = deque()
+    waiting: deque[tuple[Path, Prepared | Result]] = deque()
 
     def advance() -> None:
         path, future = reading.popleft()
         read = future.result()
-        waiting.append((path, ingest.commit(read) if isinstance(read, Prepared) else read))
+        waiting.append((path, read))
+        if isinstance(read, Prepared):
+            ingest.commit(read)
 
     def report() -> None:
-        path, outcome = waiting.popleft()
-        done(outcome if isinstance(outcome, Result) else Result(path, outcome.result()))
+        path, read = waiting.popleft()
+        if isinstance(read, Prepared):
+            with read.spool:
+                read = Result(path, read.done.result())
+        done(read)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="import") as threads:
         try:
@@ -81,11 +86,13 @@ def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None
             while waiting:
                 report()
         finally:
-            for _, future in reading:
-                if not future.cancel() and future.exception() is None:
-                    read = future.result()
-                    if isinstance(read, Prepared):
-                        read.spool.close()
+            left = [
+                future.result() for _, future in reading if not future.cancel() and not future.exception()
+            ]
+            committed = [read for _, read in waiting if isinstance(read, Prepared)]
+            wait([read.done for read in committed])
+            for read in committed + [read for read in left if isinstance(read, Prepared)]:
+                read.spool.close()
 
 
 def _read(ingest: Ingest, path: Path) -> Prepared | Result:

@@ -14,7 +14,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote
 
 from sqlalchemy import (
     Connection,
@@ -361,6 +362,9 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
+_HAS_ORIGINAL = select(originals.c.id).where(
+    originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
+)
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).where(
     originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
@@ -400,9 +404,10 @@ FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlit
 """What SQLite says of a file that is no database, or has other tables or columns than ours."""
 
 
-def sqlite_code(error: exc.DBAPIError) -> int:
+def sqlite_code(error: exc.DBAPIError | sqlite3.Error) -> int:
     """SQLite's primary result code."""
-    return int(getattr(error.orig, "sqlite_errorcode", 0)) & 0xFF
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _tables(connection: Connection) -> set[str]:
@@ -434,15 +439,16 @@ def _translated() -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
     try:
         yield
-    except exc.DBAPIError as error:
+    except (exc.DBAPIError, sqlite3.Error) as error:
         if sqlite_code(error) == sqlite3.SQLITE_FULL:
             raise StoreFull("no space left for the index; free some space, then send again") from error
-        raise StoreUnavailable(f"the index cannot be used now: {error.orig}") from error
+        cause = error.orig if isinstance(error, exc.DBAPIError) else error
+        raise StoreUnavailable(f"the index cannot be used now: {cause}") from error
 
 
-def _connect(path: Path, timeout_s: float) -> Engine:
+def _connect(path: Path, timeout_s: float, *, immutable: bool) -> Engine:
     engine = create_engine(
-        f"sqlite:///{path}",
+        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
         connect_args={"timeout": timeout_s, "check_same_thread": False},
         poolclass=NullPool,
     )
@@ -462,8 +468,8 @@ def _connect(path: Path, timeout_s: float) -> Engine:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
-        """Open, or with `create` make, the index file.
+    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
+        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
 
         Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
@@ -476,16 +482,18 @@ class Index:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
         self._recollection = Recollection()
         self._seen_version = -1
-        self._engine = _connect(path, BUSY_TIMEOUT_S if create else READ_TIMEOUT_S)
+        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._engine = _connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(create=create)
-        except exc.DatabaseError as error:
+        except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with _translated():
                 if sqlite_code(error) not in FOREIGN:
                     raise
-            raise StoreMismatch(f"{path} is not a dicomfs index: {error.orig}") from error
+            cause = error.orig if isinstance(error, exc.DatabaseError) else error
+            raise StoreMismatch(f"{path} is not a dicomfs index: {cause}") from error
         except BaseException:
             self.close()
             raise
@@ -494,7 +502,8 @@ class Index:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
             switch_to_wal(self._connection)
-            with self._immediate() as connection:
+            with self._immediate():
+                connection = self._connection
                 if not _tables(connection):
                     metadata.create_all(connection)
                     facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
@@ -523,40 +532,43 @@ class Index:
             connection.close()
         self._engine.dispose()
 
+    @property
+    def _driver(self) -> sqlite3.Connection:
+        """The driver's connection under SQLAlchemy's, for what must be quick."""
+        connection: Any = self._connection.connection.dbapi_connection
+        return cast(sqlite3.Connection, connection)
+
     @contextlib.contextmanager
-    def _immediate(self) -> Iterator[Connection]:
+    def _immediate(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: waits for other writers, commits at the end, rolls back on any error."""
-        connection = self._connection
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        driver = self._driver
+        driver.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
+            yield driver
             # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
-            connection.exec_driver_sql("COMMIT")
+            driver.execute("COMMIT")
         except BaseException:
             # A full disk makes SQLite roll back by itself.
-            driver: Any = connection.connection.dbapi_connection
-            if driver is not None and driver.in_transaction:
+            if driver.in_transaction:
                 driver.execute("ROLLBACK")
-            connection.rollback()
             raise
-        connection.commit()
 
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
         with _translated():
             try:
-                with self._immediate() as connection:
-                    self._forget_if_others_wrote(connection)
-                    writer = Writer(connection, self._recollection)
+                with self._immediate() as driver:
+                    self._forget_if_others_wrote(driver)
+                    writer = Writer(driver, self._recollection)
                     yield writer
                     writer.finish()
             except BaseException:
                 self._recollection.clear()
                 raise
 
-    def _forget_if_others_wrote(self, connection: Connection) -> None:
-        version = int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+    def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
+        version = int(driver.execute("PRAGMA data_version").fetchone()[0])
         if version != self._seen_version:
             self._recollection.clear()
             self._seen_version = version
@@ -579,7 +591,7 @@ class Index:
         """Changes whenever another connection has committed; costs microseconds."""
         with _translated():
             try:
-                return int(self._connection.exec_driver_sql("PRAGMA data_version").scalar_one())
+                return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
             finally:
                 self._connection.rollback()
 
@@ -788,6 +800,10 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
+
+    def has_original(self, digest: bytes, sequence: int) -> bool:
+        """Whether an original of this content hash and receipt sequence number has a row."""
+        return self._row(_HAS_ORIGINAL, digest=digest, sequence=sequence) is not None
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

@@ -13,14 +13,14 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, numbered, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, sync_directory
 from dicomfs.errors import (
     BadInstance,
     DuplicateRefused,
@@ -29,6 +29,7 @@ from dicomfs.errors import (
     StoreFull,
     StoreMismatch,
     StoreUnavailable,
+    StrangerRefused,
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, Index
@@ -38,10 +39,6 @@ from dicomfs.writer import Writer
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
-_LONG: Final = 8_000_000
-"""Bytes of a data set that is flushed by itself before a number is foreseen for it."""
-_SYNCERS: Final = 8
-"""Files that are flushed to the disk at once: one journal commit then serves several."""
 
 log = logging.getLogger(__name__)
 
@@ -57,36 +54,7 @@ class Prepared:
     spool: Spool
     header: Header
     receipt: Receipt
-    meta: bytes
-    """File meta information that lacks only the sequence number."""
-    foreseen: int
-    """The sequence number that is in the file already, durably, in case it can be had; 0: none."""
     done: "Future[Outcome]" = field(default_factory=Future)
-
-
-class Foresight:
-    """Guesses the sequence number that an object will get, so that it can be in the file at its first sync.
-
-    The number is given inside the transaction, where it cannot be wrong: order of numbers is order of
-    commits. But only another process, or a sender that is overtaken between its sync and its turn, makes
-    a guess fail; the file is then numbered and synced once more. A guess is never made twice, so numbers
-    may be left out. Thread-safe.
-    """
-
-    def __init__(self, last: int) -> None:
-        self._last = last
-        self._lock = threading.Lock()
-
-    def next(self) -> int:
-        """The next guess."""
-        with self._lock:
-            self._last += 1
-            return self._last
-
-    def correct(self, given: int) -> None:
-        """This number was given, foreseen or not."""
-        with self._lock:
-            self._last = max(self._last, given)
 
 
 class Ingest:
@@ -105,9 +73,7 @@ class Ingest:
         self._duplicates = duplicates
         self._keep_free = keep_free
         self._is_short = False
-        self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="sync")
         self._index = index
-        self._foresight = Foresight(index.last_sequence())
         self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
@@ -142,7 +108,7 @@ class Ingest:
                     "put it back from a backup; nothing was changed"
                 )
             index = Index(index_path, create=True)
-            removed = archive.clean()
+            removed = archive.clean(index.has_original)
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
@@ -155,7 +121,9 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        return self.commit(self.prepare(parts, receipt, keep_refused=keep_refused, is_next=True)).result()
+        prepared = self.prepare(parts, receipt, keep_refused=keep_refused)
+        with prepared.spool:
+            return self.commit(prepared).result()
 
     def prepare(
         self,
@@ -163,12 +131,10 @@ class Ingest:
         receipt: Receipt,
         *,
         keep_refused: bool = True,
-        is_next: bool = False,
     ) -> Prepared:
         """The first half of `receive`: spool and judge one data set, which nobody sees yet.
 
-        Hand the result to `commit`, or close its spool. `is_next`: that will be as soon as this returns.
-        Raises as `receive`.
+        Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
         receipt = replace(receipt, duplicates=self._duplicates)
         with _storage_errors("the archive"), ExitStack() as undo:
@@ -178,7 +144,6 @@ class Ingest:
                 spool.write(part)
             try:
                 header = self._header(spool, receipt)
-                # Made here and not by the committer: what it does, all the others wait for.
                 meta = file_meta(receipt, header.sop_class_uid, header.sop_instance_uid)
             except BadInstance as error:
                 if keep_refused:
@@ -192,13 +157,10 @@ class Ingest:
                 raise
             # Whole and durable before it can be seen under its name in the archive; and here, where the
             # senders wait side by side, and not in the committer's turn.
-            if is_next and spool.size > _LONG:
-                spool.sync()  # the number is chosen when little is left to do, or others overtake it
-            foreseen = self._foresight.next() if is_next else 0
-            self.archive.seal(spool, numbered(meta, foreseen))
+            self.archive.seal(spool, meta)
             spool.sync()
             undo.pop_all()
-        return Prepared(spool, header, receipt, meta, foreseen)
+        return Prepared(spool, header, receipt)
 
     def _check_space(self) -> None:
         """Raises StoreFull below the watermark; asked again each time, so it recovers by itself."""
@@ -220,14 +182,17 @@ class Ingest:
     def commit(self, prepared: Prepared) -> "Future[Outcome]":
         """The second half of `receive`: the outcome, or StoreFull, StoreUnavailable, in a future.
 
-        Sequence numbers are given in the order of these calls. Raises StoreUnavailable when closed.
+        Sequence numbers are given in the order of these calls. Whoever has the outcome closes the spool:
+        not the committer, for which all wait.
         """
         with self._closing:
             if not self._closed:
                 self._queue.put(prepared)
                 return prepared.done
-        prepared.spool.close()
-        raise StoreUnavailable("the store is being closed: nothing is taken in any more")
+        prepared.done.set_exception(
+            StoreUnavailable("the store is being closed: nothing is taken in any more")
+        )
+        return prepared.done
 
     @staticmethod
     def _header(spool: Spool, receipt: Receipt) -> Header:
@@ -249,7 +214,6 @@ class Ingest:
             self._closed = True
             self._queue.put(None)
         self._committer.join()
-        self._syncers.shutdown()
         self._index.close()
 
     def __enter__(self) -> Self:
@@ -288,12 +252,9 @@ class Ingest:
                 for pending in batch:
                     self._settle([pending])
             else:
-                batch[0].spool.close()
                 batch[0].done.set_exception(error)
         else:
             for pending, outcome in zip(batch, outcomes, strict=True):
-                # Before the caller goes on: whoever is answered finds no left-overs.
-                pending.spool.close()
                 if isinstance(outcome, Outcome):
                     pending.done.set_result(outcome)
                 else:
@@ -301,32 +262,21 @@ class Ingest:
 
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
         published: list[Spool] = []
-        syncs: list[Future[None]] = []
         folders: set[Path] = set()
         try:
             with _storage_errors("the archive"), self._index.write() as writer:
                 outcomes = []
                 for pending in batch:
-                    spool, outcome = pending.spool, self._known(writer, pending, folders)
+                    outcome = self._known(writer, pending, folders)
                     if outcome is None:
-                        sequence = writer.next_sequence(pending.foreseen)
-                        if sequence != pending.foreseen:
-                            self.archive.seal(spool, numbered(pending.meta, sequence))
-                            pending.foreseen = 0  # should this be tried again: it is no longer there
-                            self._foresight.correct(sequence)
-                        published.append(spool)
-                        folders.add(self.archive.publish(spool))
-                        if not pending.foreseen:
-                            # While the disk works, the rows are made.
-                            syncs.append(self._syncers.submit(spool.sync))
+                        sequence = writer.next_sequence()
+                        published.append(pending.spool)
+                        folders.add(self.archive.publish(pending.spool, sequence))
                         outcome = self._add(writer, pending, sequence)
                     outcomes.append(outcome)
-                _all_done(syncs)
-                # The journal has them by now: what is left is one question to the disk each.
                 for folder in folders:
                     sync_directory(folder)
         except BaseException:
-            wait(syncs)
             # The numbers of this transaction will be given again: no file may go on bearing them.
             # They become spool files again, since each of the batch may be tried once more, alone.
             for spool in published:
@@ -340,7 +290,7 @@ class Ingest:
         uid = header.sop_instance_uid
         known = writer.known(spool.digest)
         if known is not None:
-            if self.archive.intact(spool.digest, known.size):
+            if self.archive.intact(spool.digest, known.sequence, known.size):
                 return Outcome(Stored.ALREADY_THERE, uid)
             first = replace(
                 receipt,
@@ -348,15 +298,16 @@ class Ingest:
                 source_ae=known.source_ae,
                 duplicates=Duplicates(known.duplicates),
             )
-            meta = file_meta(first, header.sop_class_uid, uid)
-            self.archive.seal(spool, numbered(meta, known.sequence))
+            self.archive.seal(spool, file_meta(first, header.sop_class_uid, uid))
             # Before it takes the place of what is left of the original: that may be all there is.
             spool.sync()
-            folders.add(self.archive.publish(spool))
+            folders.add(self.archive.publish(spool, known.sequence))
             return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
         if receipt.duplicates is Duplicates.REJECT and (earlier := writer.earlier(header)) is not None:
-            stranger = "" if earlier.is_same_patient else ", and it bears another patient's identity"
-            return DuplicateRefused(f"another object of the same UIDs is stored already{stranger}")
+            text = "another object of the same UIDs is stored already"
+            if earlier.is_same_patient:
+                return DuplicateRefused(text)
+            return StrangerRefused(f"{text}, and it bears another patient's identity")
         return None
 
     @staticmethod
@@ -365,12 +316,6 @@ class Ingest:
         added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
         derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
-
-
-def _all_done(tasks: Iterable[Future[None]]) -> None:
-    """Wait for all; raises what the first that failed has raised."""
-    for task in tasks:
-        task.result()
 
 
 def _plain(uid: str) -> str:

@@ -6,11 +6,11 @@ decided once for an identity stays so. Nothing here makes or names a patient; th
 this inside its transaction.
 """
 
-from collections.abc import Iterable
+import sqlite3
 from dataclasses import astuple, dataclass, field
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import bindparam, insert, select
 
 from dicomfs.identity import Identity, Verdict, compare_with_all, identity_of
 from dicomfs.model import Header
@@ -69,7 +69,7 @@ class Known:
 class Owners:
     """Patients, inside one write transaction."""
 
-    def __init__(self, connection: Connection, known: Known) -> None:
+    def __init__(self, connection: sqlite3.Connection, known: Known) -> None:
         self._connection = connection
         self._known = known.patients
 
@@ -117,20 +117,16 @@ class Owners:
         return candidates[0] if is_the_only and candidates[0] in maybe else None
 
     def _compare(self, identity: Identity, patient: int) -> Verdict:
-        rows = _OF_PATIENT.run(self._connection, patient=patient).all()
+        rows = _OF_PATIENT.all(self._connection, patient=patient)
         if len(rows) > _MOST:
             return Verdict.OTHER
-        return compare_with_all(identity, [Identity(**row._mapping, study="") for row in rows])
+        return compare_with_all(identity, [Identity(**row._asdict(), study="") for row in rows])
 
     def _first(self, statement: Statement, **values: object) -> int | None:
-        row = statement.run(self._connection, **values).first()
+        row = statement.first(self._connection, **values)
         return int(row.patient) if row else None
 
     def _all(self, statement: Statement, **values: object) -> list[int]:
         """None of them when they are too many."""
-        found = _ids(statement.run(self._connection, **values).scalars())
+        found = [int(row.patient) for row in statement.all(self._connection, **values)]
         return found if len(found) <= _MOST else []
-
-
-def _ids(rows: Iterable[int]) -> list[int]:
-    return [int(row) for row in rows]

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
@@ -30,8 +31,10 @@ from sqlalchemy import (
     event,
     exc,
     func,
+    literal_column,
     select,
 )
+from sqlalchemy import Index as TableIndex
 from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
@@ -82,6 +85,7 @@ sizes = Table(
     Column("failure", Text, nullable=False, comment="why a notice is shown instead; empty: a picture"),
     sqlite_with_rowid=False,
 )
+_FAILED = TableIndex("failures", sizes.c.original, sqlite_where=sizes.c.failure != "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,16 @@ _DECISION = select(pools.c.version, pools.c.through, pools.c.window).where(
     pools.c.pool == bindparam("pool"),
     pools.c.policy == bindparam("policy"),
     pools.c.version == bindparam("version"),
+)
+
+
+# A literal and no parameter, so that SQLite can tell that the partial index has all of them.
+_FAILURES = (
+    select(sizes.c.original, sizes.c.frame, sizes.c.failure)
+    .where(sizes.c.failure != literal_column("''"))
+    .distinct()
+    .order_by(sizes.c.original)
+    .limit(bindparam("most"))
 )
 
 
@@ -193,6 +207,7 @@ class Renditions:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         try:
             metadata.create_all(connection)
+            _FAILED.create(connection, checkfirst=True)
             rows = [{"key": key, "value": value} for key, value in facts.items()]
             connection.execute(insert(about).on_conflict_do_nothing(), rows)
             found = {row.key: row.value for row in connection.execute(select(about))}
@@ -262,9 +277,7 @@ class Renditions:
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:
         """(original, frame, reason) of frames that cannot be displayed."""
-        statement = select(sizes.c.original, sizes.c.frame, sizes.c.failure).where(sizes.c.failure != "")
-        rows = self._all(statement.distinct().order_by(sizes.c.original).limit(most), {})
-        return [(row.original, row.frame, row.failure) for row in rows]
+        return [(row.original, row.frame, row.failure) for row in self._all(_FAILURES, {"most": most})]
 
     def version(self, pool: str, policy: str) -> int:
         """The latest version decided for a pool; 0 when none is."""
@@ -328,6 +341,27 @@ class Renditions:
             pools.c.pool == pool, pools.c.policy == policy, pools.c.version == version
         )
         self._all(statement.values(through=func.max(pools.c.through, through)), {})
+
+
+def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int, str]]:
+    """`Renditions.failures` of a file that is only looked at: it is not made, and not made anew.
+
+    None are noted when there is no file yet, or another store's. Raises StoreUnavailable.
+    """
+    if not path.exists():
+        return []
+    engine = create_engine(f"sqlite:///file:{quote(str(path))}?mode=rw&uri=true", poolclass=NullPool)
+    try:
+        with _translated(), engine.connect() as connection:
+            if (
+                connection.execute(select(about.c.value).where(about.c.key == "store_id")).scalar()
+                != store_id
+            ):
+                return []
+            rows = connection.execute(_FAILURES, {"most": most}).all()
+    finally:
+        engine.dispose()
+    return [(row.original, row.frame, row.failure) for row in rows]
 
 
 K = TypeVar("K")

@@ -4,14 +4,15 @@ Triggers of the schema write them down, whoever deletes a row. Only the same obj
 back: the same person, study of that date, series, SOP instance. Called by `writer.py` for each new name.
 """
 
+import sqlite3
 from typing import Any, Final
 
-from sqlalchemy import Connection, Text, bindparam, cast, exists, select
+from sqlalchemy import Text, bindparam, cast, select
 
 from dicomfs.schema import exams, patients, retired, series
 from dicomfs.statement import Statement
 
-_ANY: Final = Statement(select(exists().select_from(retired)))
+_ANY: Final = Statement(select(retired.c.owner).limit(1))
 _PATIENT: Final = patients.c.folder_key
 _EXAM: Final = patients.c.folder_key + "/" + exams.c.folder_key
 _SERIES: Final = _EXAM + "/" + series.c.label_key + "_" + cast(series.c.number, Text)
@@ -25,12 +26,16 @@ def _below(path: Any, *joins: Any) -> Statement:
         of = of.join(one)
     of = of.where(table.c.id == bindparam("id"))
     whole = of.scalar_subquery() + bindparam("key")
-    return Statement(select(exists().where(retired.c.path == whole, retired.c.owner != bindparam("owner"))))
+    return Statement(
+        select(retired.c.owner).where(retired.c.path == whole, retired.c.owner != bindparam("owner"))
+    )
 
 
 _STATEMENTS: Final = {
     "patient": Statement(
-        select(exists().where(retired.c.path == bindparam("key"), retired.c.owner != bindparam("owner")))
+        select(retired.c.owner).where(
+            retired.c.path == bindparam("key"), retired.c.owner != bindparam("owner")
+        )
     ),
     "exam": _below(_PATIENT + "/", patients),
     "series": _below(_EXAM + "/", exams, patients),
@@ -41,7 +46,7 @@ _STATEMENTS: Final = {
 class Retired:
     """Names that are out of reach, inside one write transaction."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._are_any: bool | None = None
 
@@ -63,5 +68,5 @@ class Retired:
 
     def _was_others(self, level: str, **values: object) -> bool:
         if self._are_any is None:  # mostly nothing was ever removed, and the images of a series are many
-            self._are_any = bool(_ANY.run(self._connection).scalar_one())
-        return self._are_any and bool(_STATEMENTS[level].run(self._connection, **values).scalar_one())
+            self._are_any = _ANY.first(self._connection) is not None
+        return self._are_any and _STATEMENTS[level].first(self._connection, **values) is not None

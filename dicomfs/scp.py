@@ -21,6 +21,7 @@ from typing import Final, Self
 from pynetdicom import AE
 
 from dicomfs.access import Access, Admission, PeerLimits, Refusal
+from dicomfs.activity import Activity
 from dicomfs.association import Association, Limits, Receiver, Terms, plain
 from dicomfs.connection import Connection
 from dicomfs.errors import UsageError
@@ -57,8 +58,10 @@ class StorageSCP:
         listener: socket.socket,
         access: Access,
         receiver: Receiver,
+        *,
         limits: Limits,
         certificates: Certificates | None,
+        activity: Activity,
     ) -> None:
         """Use `start`."""
         self._listener = listener
@@ -66,6 +69,7 @@ class StorageSCP:
         self._receiver = receiver
         self._limits = limits
         self._certificates = certificates
+        self._activity = activity
         self._admission = Admission(PeerLimits(limits.associations, limits.of_one_address))
         self._guests: list[_Guest] = []
         self._changed = threading.Condition()
@@ -83,12 +87,13 @@ class StorageSCP:
         access: Access | None = None,
         limits: Limits | None = None,
         certificates: Certificates | None = None,
+        activity: Activity | None = None,
     ) -> Self:
         """Listen on `host` (name or address, empty: all of IPv4) and `port` (0: a free one, see `port`).
 
         Returns at once; associations run in threads of their own. `access`: who may send (None: everybody,
-        by whatever title they call us); `certificates`: TLS only. Raises UsageError when that title or
-        address cannot be used.
+        by whatever title they call us); `certificates`: TLS only; `activity`: where to count what is done.
+        Raises UsageError when that title or address cannot be used.
         """
         set_up_library()
         for name in ("pynetdicom", "pydicom"):
@@ -101,7 +106,14 @@ class StorageSCP:
             ) from error
         listener = _listener(host, port)
         access = access or Access(title, is_open=True, require_called_ae=False)
-        scp = cls(listener, access, receiver, limits or Limits(), certificates)
+        scp = cls(
+            listener,
+            access,
+            receiver,
+            limits=limits or Limits(),
+            certificates=certificates,
+            activity=activity or Activity(),
+        )
         scp._thread.start()
         how = " with TLS" if certificates else ""
         LOGGER.info("listening on %s port %d as %s%s", host or "all addresses", scp.port, title, how)
@@ -194,7 +206,7 @@ class StorageSCP:
         def judge(request: Request) -> Refusal | None:
             return self._judge(guest, request)
 
-        terms = Terms(self._access.ae_title, limits, self._receiver, judge, greet)
+        terms = Terms(self._access.ae_title, limits, self._receiver, judge, greet, self._activity)
         guest = _Guest(address, connection, Association(connection, address, port, terms))
         guest.thread = threading.Thread(
             target=self._entertain, args=(guest,), name=f"association {port}", daemon=True

@@ -1,12 +1,15 @@
-"""SQL that is compiled once; what SQLAlchemy does for each execution costs more than SQLite's part.
+"""SQL that SQLAlchemy compiles once and SQLite's driver executes.
 
-Used by `owners.py` and `writer.py`, whose statements run for every object that comes in.
+What SQLAlchemy does for each execution takes longer than SQLite itself, and all senders wait for it. Used by
+`owners.py`, `retired.py` and `writer.py`, whose statements run for every object that comes in.
 """
 
+import sqlite3
+from collections import namedtuple
 from functools import cached_property
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Executable
+from sqlalchemy import Executable
 from sqlalchemy.dialects.sqlite import dialect
 
 
@@ -22,8 +25,23 @@ class Statement:
         compiled = statement.compile(dialect=dialect())  # type: ignore[attr-defined]
         return str(compiled), list(compiled.positiontup), dict(compiled.params)
 
-    def run(self, connection: Connection, **values: Any) -> CursorResult[Any]:
-        """Execute with these values for its parameters."""
+    @cached_property
+    def _row(self) -> type[Any]:
+        return namedtuple("_row", self._statement.selected_columns.keys())  # noqa: PYI024  made at run time
+
+    def run(self, connection: sqlite3.Connection, **values: Any) -> None:
+        """Execute what gives no rows."""
+        connection.execute(*self._bound(values))
+
+    def first(self, connection: sqlite3.Connection, **values: Any) -> Any:
+        """The first row, its columns as attributes; None when there is none."""
+        row = connection.execute(*self._bound(values)).fetchone()
+        return None if row is None else self._row(*row)
+
+    def all(self, connection: sqlite3.Connection, **values: Any) -> list[Any]:
+        """All rows, their columns as attributes."""
+        return [self._row(*row) for row in connection.execute(*self._bound(values)).fetchall()]
+
+    def _bound(self, values: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
         text, names, defaults = self._compiled
-        given = tuple(values[name] if name in values else defaults[name] for name in names)
-        return connection.exec_driver_sql(text, given)
+        return text, tuple(values[name] if name in values else defaults[name] for name in names)

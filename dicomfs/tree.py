@@ -534,7 +534,7 @@ class Tree:
         """Path and bytes of the stored file behind a `dcm` file."""
         is_stored = inode.kind is Kind.FILE and inode.format == STORED
         row = self._index.image_shown(inode.id) if is_stored else None
-        return (self._archive.path(row.hash), DATA_SET_OFFSET + row.size) if row else None
+        return (self._archive.path(row.hash, row.original), DATA_SET_OFFSET + row.size) if row else None
 
     def picture(self, inode: Inode) -> Picture | None:
         """What to render for a file that is not stored as such."""
@@ -546,7 +546,7 @@ class Tree:
             return None
         frame = max(inode.frame - 1, 0)
         key = Key(view.digest, row.original, frame, inode.version)
-        source = Source(self._archive.path(row.hash), frame)
+        source = Source(self._archive.path(row.hash, row.original), frame)
         return Picture(key, source, view.recipe, row.pool if view.policy else "", view.policy)
 
     def disk(self) -> os.statvfs_result:
@@ -566,7 +566,7 @@ class Tree:
             member = bisect_right(ends, number)
             row = members[member]
             frame = number - (ends[member] - row.frames)
-            sources.append(Source(self._archive.path(row.hash), frame))
+            sources.append(Source(self._archive.path(row.hash, row.original), frame))
         return max((row.original for row in members), default=0), sources
 
     def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:

@@ -6,11 +6,12 @@ out about their patient, exam and series is remembered, because a scanner sends 
 series. Called by `ingest.py`, by way of `Index.write`.
 """
 
+import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Connection, Table, bindparam, case, func, select, update
+from sqlalchemy import Table, bindparam, case, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
@@ -246,7 +247,7 @@ class Recollection:
 class Writer:
     """What may be done inside one write transaction of the index."""
 
-    def __init__(self, connection: Connection, recollection: Recollection | None = None) -> None:
+    def __init__(self, connection: sqlite3.Connection, recollection: Recollection | None = None) -> None:
         self._connection = connection
         self._recollection = recollection or Recollection()
         self._last_sequence = 0
@@ -267,29 +268,26 @@ class Writer:
         self._touched_days.clear()
         self._recollection.bound()
 
-    def next_sequence(self, wanted: int = 0) -> int:
-        """A receipt sequence number that was never given before; higher than all before it.
-
-        That is `wanted`, if it can be, and else the next.
-        """
+    def next_sequence(self) -> int:
+        """A receipt sequence number that was never given before; higher than all before it."""
         if not self._last_sequence:
-            self._last_sequence = int(_LAST_SEQUENCE.run(self._connection).scalar_one())
-        self._last_sequence = max(self._last_sequence + 1, wanted)
+            self._last_sequence = int(_LAST_SEQUENCE.first(self._connection)[0])
+        self._last_sequence += 1
         return self._last_sequence
 
     def known(self, digest: bytes) -> KnownOriginal | None:
         """The original with this content hash."""
-        row = _KNOWN.run(self._connection, hash=digest).first()
-        return KnownOriginal(**row._mapping) if row else None
+        row = _KNOWN.first(self._connection, hash=digest)
+        return KnownOriginal(**row._asdict()) if row else None
 
     def earlier(self, header: Header) -> Earlier | None:
         """The instance of the same Study, Series and SOP Instance UID; of several the first."""
-        row = _SAME_IDENTITY.run(
+        row = _SAME_IDENTITY.first(
             self._connection,
             sop_uid=header.sop_instance_uid,
             series_uid=header.series_uid,
             study_uid=header.study_uid,
-        ).first()
+        )
         return Earlier(int(row.id), self._owners.find(header) == row.patient) if row else None
 
     def add(self, header: Header, receipt: Receipt, sequence: int, digest: bytes, size: int) -> Added:
@@ -381,7 +379,7 @@ class Writer:
     # Exams, series, instances
 
     def _is_taken(self, statement: _Statement, **values: object) -> bool:
-        return statement.run(self._connection, **values).first() is not None
+        return statement.first(self._connection, **values) is not None
 
     def _touch(self, table: Table, row: int, receipt: Receipt) -> None:
         self._touched[table, row] = max(self._touched.get((table, row), 0.0), receipt.received)
@@ -410,9 +408,9 @@ class Writer:
         place = (patient, header.study_uid, header.study_date)
         found = self._recollection.exams.get(place)
         if found is None:
-            row = _EXAM.run(
+            row = _EXAM.first(
                 self._connection, study_uid=header.study_uid, patient=patient, date=header.study_date
-            ).first()
+            )
             found = _Exam(row.id, patient, row.date, row.day) if row else None
         if found is not None:
             self._touch_exam(found, receipt)
@@ -449,9 +447,9 @@ class Writer:
         place = (exam, header.series_uid, name_key, number)
         found = self._recollection.series.get(place)
         if found is None:
-            row = _SERIES.run(
+            row = _SERIES.first(
                 self._connection, exam=exam, series_uid=header.series_uid, name_key=name_key, number=number
-            ).first()
+            )
             found = _Series(row.id, row.modality) if row else None
         if found is not None:
             self._recollection.series[place] = found
@@ -516,7 +514,7 @@ class Writer:
 
     def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
         """Let an instance show another original from now on, under the name that it has."""
-        place = _PLACE_OF.run(self._connection, instance=instance).one()
+        place = _PLACE_OF.first(self._connection, instance=instance)
         exam = _Exam(place.exam, place.patient, place.date, place.day)
         self._touch(patients, exam.patient, receipt)
         self._touch_exam(exam, receipt)

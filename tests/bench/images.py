@@ -4,13 +4,14 @@ The pictures have what makes encoders work: smooth anatomy that moves from image
 """
 
 import random
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 _HEAD_BYTES = 4096
 """All UIDs of a file are in its first bytes."""
@@ -56,6 +57,23 @@ def write_mr(folder: Path, count: int) -> ImageSet:
     ds = _header(MRImageStorage, "MR", "FIESTA")
     ds.WindowCenter, ds.WindowWidth = "300", "600"
     return _write(folder, ds, _moving(count, 256, background=20, body=400, noise=25))
+
+
+def write_run(folder: Path, frames: int) -> Path:
+    """One multi-frame object of `frames` frames of 512x512 pixels of 16 bit, written without holding it."""
+    ds = _header(EnhancedCTImageStorage, "CT", "Perfusion")
+    ds.SOPInstanceUID, ds.InstanceNumber, ds.NumberOfFrames = _uid(), 1, frames
+    ds.Rows = ds.Columns = 512
+    folder.mkdir(parents=True)
+    path = folder / "run.dcm"
+    ds.save_as(path, enforce_file_format=True)
+    frame = _moving(1, 512, background=24, body=1060, noise=12)[0].astype("<u2").tobytes()
+    with path.open("ab") as file:
+        # Pixel Data, OW, its head by hand (PS3.5 7.1.2).
+        file.write(struct.pack("<HH2sHL", 0x7FE0, 0x0010, b"OW", 0, frames * len(frame)))
+        for _ in range(frames):
+            file.write(frame)
+    return path
 
 
 def _header(sop_class: UID, modality: str, description: str) -> Dataset:

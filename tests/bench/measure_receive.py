@@ -1,4 +1,4 @@
-"""CT images sent by DCMTK's storescu into dicomfs, into DCMTK's storescp and into Orthanc.
+"""Images sent by DCMTK's storescu into dicomfs, into DCMTK's storescp and into Orthanc.
 
 dicomfs and Orthanc make every object durable before they answer; storescp only writes files. All get the
 same objects in the same round, with TCP_NODELAY, from the same disk to the same disk.
@@ -6,14 +6,16 @@ same objects in the same round, with TCP_NODELAY, from the same disk to the same
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.bench.images import ImageSet, write_ct
+from tests.bench.images import ImageSet, write_ct, write_mr, write_run
 from tests.bench.table import Line, Result, Scale, in_turn
 from tests.support import LOCALHOST, command_line, connects, find_tool, free_port, require, running
 
@@ -29,30 +31,76 @@ class _Receiver:
     command: str
     count: Callable[[], int]
     """Objects it has."""
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    what: str
+    write: Callable[[Path, int], ImageSet]
+    images: int
+    senders: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.images} {self.what}, {self.senders} association{'s' * (self.senders > 1)}"
 
 
 def measure(scale: Scale, scratch: Path) -> Result:
-    """One association, and eight at once."""
-    images = write_ct(scratch / "sent", scale.images)
-    starters = {"dicomfs": _dicomfs, "storescp": _storescp, "Orthanc": _orthanc}
+    """One association, and eight at once; then the memory that was needed, and that for a large object."""
+    cases = [
+        _Case("CT", write_ct, scale.images, 1),
+        _Case("CT", write_ct, 2 * scale.images, SENDERS),
+        _Case("MR", write_mr, scale.small_images, 1),
+        _Case("MR", write_mr, scale.small_images, SENDERS),
+    ]
     tools = {"storescp": "storescp", "Orthanc": "Orthanc"}
     peers = [name for name, tool in tools.items() if name.lower() not in scale.without and find_tool(tool)]
+    names = ("dicomfs", *peers)
+    lines: list[Line] = []
+    with _all(names, scratch / "stores") as receivers:
+        sent = 0
+        for number, case in enumerate(cases):
+            images = case.write(scratch / f"sent-{number}", case.images)
+            taken = _rounds(scale.rounds, receivers, images, case.senders)
+            lines += [Line(case.name, taken["dicomfs"], peer, taken.get(peer, [])) for peer in tools]
+            sent += (scale.rounds + 1) * case.images
+            shutil.rmtree(scratch / f"sent-{number}")
+        _check(receivers, sent)
+        sender = _sender(receivers["dicomfs"], [Path("IMAGE…")])
+        commands = [f"TCP_NODELAY=1 {' '.join(sender)}", *(r.command for r in receivers.values())]
+        notes = [f"peak memory after all of these: {_peaks(receivers)}"]
+    shutil.rmtree(scratch / "stores")
+    run = write_run(scratch / "run", scale.frames)
+    with _all(names, scratch / "fresh") as receivers:
+        for receiver in receivers.values():
+            _send(receiver, [run], 1)
+        _check(receivers, 1)
+        size = run.stat().st_size / 1e6
+        notes.append(f"peak memory for one object of {size:.0f} MB: {_peaks(receivers)}")
+    return Result(lines, commands, notes)
+
+
+@contextmanager
+def _all(names: Sequence[str], folder: Path) -> Iterator[dict[str, _Receiver]]:
+    starters = {"dicomfs": _dicomfs, "storescp": _storescp, "Orthanc": _orthanc}
+    folder.mkdir(parents=True)
     with ExitStack() as stack:
-        receivers = {
-            name: stack.enter_context(starters[name](scratch / name.lower())) for name in ("dicomfs", *peers)
-        }
-        seconds = {
-            "1 association": _rounds(scale.rounds, receivers, images, 1),
-            f"{SENDERS} associations": _rounds(scale.rounds, receivers, images, SENDERS),
-        }
-        _check(receivers, images, runs=2 * (scale.rounds + 1))
-    lines = [
-        Line(f"{case}, {scale.images} images", taken["dicomfs"], peer, taken.get(peer, []))
-        for case, taken in seconds.items()
-        for peer in tools
-    ]
-    sender = _sender(receivers["dicomfs"], [Path("IMAGE…")])
-    return Result(lines, [f"TCP_NODELAY=1 {' '.join(sender)}", *(r.command for r in receivers.values())])
+        yield {name: stack.enter_context(starters[name](folder / name.lower())) for name in names}
+
+
+def _peaks(receivers: dict[str, _Receiver]) -> str:
+    """Largest resident size of each; storescp works in children of its own, which are gone."""
+    return ", ".join(
+        f"{name} {_peak_mb(receiver.pid):.0f} MB"
+        for name, receiver in receivers.items()
+        if name != "storescp"
+    )
+
+
+def _peak_mb(pid: int) -> float:
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return int(found[1]) / 1000 if found else 0.0
 
 
 def _rounds(
@@ -84,9 +132,8 @@ def _send(receiver: _Receiver, files: list[Path], senders: int) -> None:
         raise RuntimeError(f"storescu to {receiver.aet} ended with {codes}")
 
 
-def _check(receivers: dict[str, _Receiver], images: ImageSet, runs: int) -> None:
+def _check(receivers: dict[str, _Receiver], wanted: int) -> None:
     """Nobody was fast by dropping something."""
-    wanted = runs * len(images.paths)
     for name, receiver in receivers.items():
         if (found := receiver.count()) != wanted:
             raise RuntimeError(f"{name} has {found} objects of {wanted}")
@@ -153,5 +200,6 @@ def _orthanc(folder: Path) -> AbstractContextManager[_Receiver]:
 @contextmanager
 def _running(argv: list[str], folder: Path, receiver: _Receiver) -> Iterator[_Receiver]:
     ready = lambda: connects(receiver.port)  # noqa: E731  a def would say no more
-    with running(argv, folder / "log", ready, f"{receiver.aet} answers", env=_NO_DELAY, seconds=60):
-        yield receiver
+    log, what = folder / "log", f"{receiver.aet} answers"
+    with running(argv, log, ready, what, env=_NO_DELAY, seconds=60) as program:
+        yield replace(receiver, pid=program.process.pid)

@@ -9,6 +9,7 @@ number gives the same index, but for the id of the store.
 """
 
 import random
+import sqlite3
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -25,11 +26,11 @@ from pydicom.uid import (
     MRImageStorage,
     UltrasoundMultiFrameImageStorage,
 )
-from sqlalchemy import insert, update
+from sqlalchemy import Table
 
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Header, Receipt
-from dicomfs.schema import counter, instances, originals
+from dicomfs.schema import instances, originals
 from dicomfs.writer import Writer
 
 FIRST_RECEIPT: Final = 1_400_000_000.0
@@ -107,7 +108,7 @@ def fill(index: Index, count: int, seed: int = 20240229) -> None:
             sequence += images
             if sequence == count:
                 break
-        connection.execute(update(counter).values(last_sequence=sequence))
+        writer._connection.execute("UPDATE counter SET last_sequence = ?", (sequence,))
     for setting in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32768"):
         connection.exec_driver_sql(f"PRAGMA {setting}")
         connection.rollback()
@@ -122,17 +123,18 @@ def _add(writer: Writer, series: _Series, first: int) -> None:
     if not rest:
         return
     connection = writer._connection
-    place: Any = connection.exec_driver_sql(
+    series_id, exam, modified = connection.execute(
         "SELECT series, exam, modified FROM instances WHERE id = ?", (first,)
-    ).one()
+    ).fetchone()
     stem = header.sop_instance_uid.rpartition(".")[0]
-    connection.execute(
-        insert(instances),
+    _insert(
+        connection,
+        instances,
         [
             {
                 "id": n,
-                "series": place.series,
-                "exam": place.exam,
+                "series": series_id,
+                "exam": exam,
                 "sop_uid": f"{stem}.{n - first + 1}",
                 "sop_class_uid": header.sop_class_uid,
                 "number": n - first + 1,
@@ -141,15 +143,16 @@ def _add(writer: Writer, series: _Series, first: int) -> None:
                 "rows": header.rows,
                 "columns": header.columns,
                 "shows": 1,
-                "pool": f"{place.series}:{_pool((n - first) % series.pools)}" if series.pools else "",
-                "modified": place.modified + n - first,
+                "pool": f"{series_id}:{_pool((n - first) % series.pools)}" if series.pools else "",
+                "modified": modified + n - first,
                 "shown": n,
             }
             for n in rest
         ],
     )
-    connection.execute(
-        insert(originals),
+    _insert(
+        connection,
+        originals,
         [
             {
                 "id": n,
@@ -167,6 +170,13 @@ def _add(writer: Writer, series: _Series, first: int) -> None:
             for n in rest
         ],
     )
+
+
+def _insert(connection: sqlite3.Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    names = [column.name for column in table.columns]
+    columns = ", ".join(f'"{name}"' for name in names)
+    values = ", ".join(f":{name}" for name in names)
+    connection.executemany(f"INSERT INTO {table.name} ({columns}) VALUES ({values})", rows)  # noqa: S608  our own names
 
 
 def _digest(number: int) -> bytes:

@@ -20,6 +20,11 @@ class Scale:
     """How much is measured."""
 
     images: int = 400
+    """CT images over one association, and twice as many over eight."""
+    small_images: int = 2000
+    """MR images, likewise over one and over eight."""
+    frames: int = 2000
+    """Of one large object: 1 GB."""
     pictures: int = 2000
     rounds: int = 3
     instances: tuple[int, ...] = (50_000, 500_000, 5_000_000)
@@ -38,7 +43,16 @@ class Scale:
 
 
 QUICK = Scale(
-    images=16, pictures=24, rounds=1, listed=16, instances=(300, 2000), repeats=20, cold=3, walked=500
+    images=16,
+    small_images=16,
+    frames=8,
+    pictures=24,
+    rounds=1,
+    listed=16,
+    instances=(300, 2000),
+    repeats=20,
+    cold=3,
+    walked=500,
 )
 
 

@@ -138,7 +138,7 @@ def take(folder: Path, writer: Index, *numbers: int, pool: str = "p") -> None:
         add(writer, header(sop_instance_uid=f"2.25.9{number}", instance_number=number, pool=pool))
         row = writer.image(writer.last_sequence())
         assert row is not None
-        path = Archive(folder).path(row.hash)
+        path = Archive(folder).path(row.hash, row.original)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
@@ -340,7 +340,7 @@ def test_lost_original_does_not_take_the_pool_with_it(tmp_path: Path, writer: In
     take(tmp_path, writer, 1, 2)
     row = writer.image(1)
     assert row is not None
-    Archive(tmp_path).path(row.hash).unlink()
+    Archive(tmp_path).path(row.hash, row.original).unlink()
 
     async def scenario() -> None:
         async with showing(tmp_path) as shown:

@@ -56,7 +56,7 @@ def test_help(command: str) -> None:
 def test_help_of_all_names_every_command_and_exit_code() -> None:
     said = dicomfs("--help").stdout
     assert all(re.search(rf"^ +{command}\b", said, re.MULTILINE) for command in COMMANDS)
-    assert all(re.search(rf"\b{code}\s+\w", said.partition("Exit codes:")[2]) for code in range(7))
+    assert all(re.search(rf"\b{code}\s+\w", said.partition("Exit codes:")[2]) for code in range(8))
 
 
 def test_help_of_mount_explains_every_option() -> None:
@@ -94,6 +94,8 @@ def test_version() -> None:
             ["scp", "--open", "--tls-certificate", "/no/cert.pem", "--tls-client", "off"],
             "cannot read tls_certificate /no/cert.pem: No such file",
         ),
+        (["status", "--superseded", "--most", "0"], "at least 1"),
+        (["status", "--json", "--metrics"], "not allowed with"),
         (["mount"], "mountpoint"),
         (["import"], "PATH"),
         (["serve"], "--mount"),
@@ -338,7 +340,7 @@ def test_status_of_an_empty_store(tmp_path: Path) -> None:
     assert done.returncode == OK
     status = json.loads(done.stdout)
     assert {
-        status[name] for name in ("patients", "exams", "series", "instances", "originals", "refused")
+        status[name] for name in ("patients", "exams", "series", "instances", "originals", "quarantined")
     } == {0}
     assert status["not_displayable"] == []
     assert dicomfs("status", "--store", tmp_path / "store").returncode == OK

@@ -12,7 +12,7 @@ from tests.support import lacking, require
 UNITS = Path(__file__).parents[2] / "systemd"
 
 
-@pytest.mark.parametrize("name", ["dicomfs-scp.service", "dicomfs-mount@.service"])
+@pytest.mark.parametrize("name", ["dicomfs-scp.service", "dicomfs-mount@.service", "dicomfs-metrics.service"])
 def test_systemd_understands_the_unit(name: str, tmp_path: Path) -> None:
     verify = require("systemd-analyze")
     text = (UNITS / name).read_text(encoding="utf-8")

@@ -1,10 +1,10 @@
 """Archive and the way in: content addressing, sequence numbers, rollback, several writers at once."""
 
+import fcntl
 import os
 import sqlite3
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +13,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta, numbered, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta, read_archived_meta
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
@@ -52,7 +52,7 @@ def numbers(store: Path) -> list[int]:
     """The sequence numbers, sure to be the same in the files as in the rows."""
     files = originals(store)
     found = rows(store, "SELECT id, lower(hex(hash)) FROM originals ORDER BY id")
-    assert [(number, path.stem) for number, path in files.items()] == found
+    assert [(number, path.stem.split("-")[0]) for number, path in files.items()] == found
     return list(files)
 
 
@@ -74,7 +74,7 @@ def test_archived_file_is_a_dicom_file_around_the_bytes_that_came(tmp_path: Path
     (path,) = originals(tmp_path).values()
     whole = path.read_bytes()
     assert whole[DATA_SET_OFFSET:] == content
-    assert path.stem == sha256(ExplicitVRLittleEndian.encode() + b"\0" + content).hexdigest()
+    assert path.stem == sha256(ExplicitVRLittleEndian.encode() + b"\0" + content).hexdigest() + "-1"
     assert path.parent.name == path.stem[:2]
     ds = pydicom.dcmread(path)
     assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID == "2.25.771"
@@ -85,18 +85,16 @@ def test_archived_file_is_a_dicom_file_around_the_bytes_that_came(tmp_path: Path
     assert path.stat().st_mode & 0o777 == 0o440
 
 
-@pytest.mark.parametrize("sequence", [1, 99, 10**12])
 @pytest.mark.parametrize("uid", ["1.2", "1.23", "2." + "1" * 62])
 @pytest.mark.parametrize("title", ["", "A", "ODD", "X" * 40, "Kötter\\\n"])
-def test_file_meta_has_one_length(tmp_path: Path, sequence: int, uid: str, title: str) -> None:
-    described = file_meta(Receipt(ExplicitVRLittleEndian, RECEIVED / 3, title, title), MR_STORAGE, uid)
-    meta = numbered(described, sequence)
+def test_file_meta_has_one_length(tmp_path: Path, uid: str, title: str) -> None:
+    meta = file_meta(Receipt(ExplicitVRLittleEndian, RECEIVED / 3, title, title), MR_STORAGE, uid)
     assert len(meta) == DATA_SET_OFFSET
     # Group length (0002,0000) counts what follows its own value, the 4 bytes at 140 (PS3.10 table 7.1-1).
     assert int.from_bytes(meta[140:144], "little") == DATA_SET_OFFSET - 144
-    path = tmp_path / "meta.dcm"
+    path = tmp_path / f"{'ab' * 32}-1000000000001.dcm"
     path.write_bytes(meta)
-    assert read_archived_meta(path).sequence == sequence
+    assert read_archived_meta(path).sequence == 1_000_000_000_001
     assert read_archived_meta(path).receipt.received == RECEIVED / 3
 
 
@@ -106,17 +104,76 @@ def test_uids_too_long_for_file_meta_are_refused() -> None:
         file_meta(receipt(), MR_STORAGE, "1." * 600)
 
 
+def nobody(_digest: bytes, _sequence: int) -> bool:
+    """The index has no row."""
+    return False
+
+
 def test_clean_removes_what_nobody_writes_any_more(tmp_path: Path) -> None:
     archive = Archive(tmp_path)
     archive.create()
-    old = time.time() - 3600
     with archive.spool(ExplicitVRLittleEndian) as busy:
-        os.utime(busy.path, (old, old))
-        for name, age in (("killed", old), ("fresh", time.time())):
-            (archive.incoming / name).touch()
-            os.utime(archive.incoming / name, (age, age))
-        assert archive.clean() == 1
-        assert sorted(p.name for p in archive.incoming.iterdir()) == sorted([busy.path.name, "fresh"])
+        (archive.incoming / "killed").touch()
+        assert archive.clean(nobody) == 1
+        assert list(archive.incoming.iterdir()) == [busy.path]
+
+
+def killed_after_publishing(store: Path, number: int, sequence: int) -> Path:
+    """What is left of a receiver that was killed between two steps of its last object."""
+    archive = Archive(store)
+    archive.create()
+    spool = archive.spool(ExplicitVRLittleEndian)
+    spool.write(image(number))
+    archive.seal(spool, file_meta(receipt(), MR_STORAGE, f"2.25.77{number}"))
+    archive.publish(spool, sequence)
+    os.close(spool.fd)
+    assert spool.published is not None
+    return spool.published
+
+
+def test_what_was_published_and_not_committed_goes_at_the_next_start(tmp_path: Path) -> None:
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+    orphan = killed_after_publishing(tmp_path, 2, 2)
+    with Ingest.open(tmp_path) as ingest:
+        assert not orphan.exists()
+        assert not list((tmp_path / "incoming").iterdir())
+        take(ingest, image(3))
+        take(ingest, image(2))
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+def test_what_was_committed_stays_if_only_its_spool_name_was_left(tmp_path: Path) -> None:
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+    (original,) = originals(tmp_path).values()
+    (tmp_path / "incoming" / "left").hardlink_to(original)
+    with Ingest.open(tmp_path):
+        assert not list((tmp_path / "incoming").iterdir())
+    assert numbers(tmp_path) == [1]
+    assert original.stat().st_nlink == 1
+
+
+def test_a_spool_file_that_is_cleaned_before_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    lock = fcntl.flock
+    cleaned: list[bool] = []
+
+    def overtaken(fd: int, how: int) -> None:
+        if not cleaned:
+            cleaned.append(True)
+            monkeypatch.undo()
+            assert archive.clean(nobody) == 1
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with archive.spool(ExplicitVRLittleEndian) as spool:
+        assert cleaned
+        assert spool.path.exists()
+    assert not list(archive.incoming.iterdir())
 
 
 def test_spool_that_is_not_published_goes(tmp_path: Path) -> None:
@@ -134,12 +191,12 @@ def test_withdraw_undoes_publish(tmp_path: Path) -> None:
     archive.create()
     with archive.spool(ExplicitVRLittleEndian) as spool:
         spool.write(b"1234")
-        path = archive.path(spool.digest)
-        archive.publish(spool)
+        path = archive.path(spool.digest, 7)
+        archive.publish(spool, 7)
         assert path.exists()
         archive.withdraw(spool)
         assert not path.exists()
-        archive.publish(spool)
+        archive.publish(spool, 7)
         assert path.exists()
         archive.withdraw(spool)
         archive.withdraw(spool)  # nothing to undo
@@ -252,13 +309,11 @@ def test_rollback_leaves_no_file_and_gives_the_number_again(
         monkeypatch.setattr(Writer, "add", whole)
         take(ingest, image(3))
         take(ingest, image(2))
-    assert numbers(tmp_path) == [1, 3, 4]
-    assert rows(tmp_path, "SELECT last_sequence FROM counter") == [(4,)]
+    assert numbers(tmp_path) == [1, 2, 3]
+    assert rows(tmp_path, "SELECT last_sequence FROM counter") == [(3,)]
 
 
-def test_a_number_that_was_foreseen_costs_one_sync_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_sync_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     whole = Spool.sync
 
@@ -271,42 +326,14 @@ def test_a_number_that_was_foreseen_costs_one_sync_a_file(
         for number in range(3):
             take(ingest, image(number))
     assert len(synced) == 3
-    assert numbers(tmp_path) == [1, 2, 3]
 
 
-def test_a_number_that_somebody_else_was_given_is_not_foreseen_twice(tmp_path: Path) -> None:
+def test_two_processes_share_the_numbers(tmp_path: Path) -> None:
     with Ingest.open(tmp_path) as first, Ingest.open(tmp_path) as second:
         for number in range(0, 6, 2):
             take(first, image(number))
             take(second, image(number + 1))
     assert numbers(tmp_path) == [1, 2, 3, 4, 5, 6]
-
-
-def test_tried_again_it_bears_the_number_of_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch gives a file another number than the foreseen one, and fails; alone, that could be had."""
-    with Ingest.open(tmp_path) as ingest:
-        prepared = [ingest.prepare([image(number)], receipt(), is_next=True) for number in range(3)]
-        whole = Writer.add
-        calls = []
-
-        def picky(self: Writer, header: Header, *rest: object) -> Added:
-            calls.append(header.instance_number)
-            if header.instance_number == 2:
-                raise StoreUnavailable("on purpose")
-            return whole(self, header, *rest)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(Writer, "add", picky)
-        blocker = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
-        blocker.execute("BEGIN IMMEDIATE")
-        first = ingest.commit(ingest.prepare([image(3)], receipt()))
-        # In this order: the foreseen numbers are 3, 1 and 2.
-        futures = [ingest.commit(prepared[at]) for at in (2, 0, 1)]
-        blocker.execute("ROLLBACK")
-        blocker.close()
-        assert isinstance(futures[0].exception(), StoreUnavailable)
-        assert [future.result().stored for future in (first, *futures[1:])] == [Stored.NEW] * 3
-    assert calls.count(2) == 2  # in the batch, and alone
-    assert len(numbers(tmp_path)) == 3
 
 
 def test_one_that_fails_does_not_fail_those_committed_with_it(

@@ -111,3 +111,10 @@ def test_owners_by_name_or_number() -> None:
     assert mount_options(["uid=root,gid=0"]).uid == 0
     with pytest.raises(UsageError, match="'gid' does not take 'no-such-group-here'"):
         mount_options(["gid=no-such-group-here"])
+
+
+def test_a_window_with_a_folder_of_its_own_has_a_short_name() -> None:
+    long = "1000000.5/2000000.25"
+    assert mount_options([f"window={long}"]).window == (long,)
+    with pytest.raises(UsageError, match="too long for the name of a folder"):
+        mount_options([f"window=auto+{long}"])

@@ -112,6 +112,62 @@ def test_suffix_out_of_a_hostile_id(index: Index) -> None:
     assert not any("/" in name or name.startswith(".") for name in patients(index))
 
 
+def test_anonymised_studies_of_one_filler_are_a_folder_each(index: Index) -> None:
+    nobody = {"patient_id": "0000", "patient_name": "ANONYMOUS", "birth_date": "19000101", "sex": ""}
+    days = ["20240131", "20240201", "20240201", ""]
+    times = ["101500", "101500", "174501", ""]
+    add(index, *(other(n, study_date=days[n], study_time=times[n], **nobody) for n in range(4)))
+    first, second, third, fourth = patients(index)
+    assert (first, second) == ("ANONYMOUS", "ANONYMOUS (2024-02-01)")
+    assert third == "ANONYMOUS (2024-02-01 17.45.01)"
+    assert fourth.startswith("ANONYMOUS (")
+
+
+def test_an_emergency_patient_keeps_the_folder_when_the_name_is_known(index: Index) -> None:
+    add(index, other(1, patient_name="Unbekannt^", birth_date="", sex=""), other(2))
+    assert patients(index) == ["Unbekannt"]
+
+
+def test_a_phantom_is_one_folder(index: Index) -> None:
+    phantom = {"patient_id": "QA", "patient_name": "TEST^PHANTOM", "birth_date": "", "sex": ""}
+    add(index, *(other(n, study_date=f"2024010{n}", **phantom) for n in range(1, 5)))
+    assert patients(index) == ["TEST PHANTOM"]
+    assert len(exams(index)) == 4
+
+
+def test_namesakes_of_one_id_are_told_apart_by_issuer_and_birth_date(index: Index) -> None:
+    add(
+        index,
+        *(other(1), other(2, issuer="B", birth_date="19800808"), other(3, issuer="C", birth_date="19900909")),
+        other(4, birth_date="19440404", sex="M"),
+        other(5, birth_date="19440405", patient_id=""),
+    )
+    assert patients(index) == [
+        *("Doe Jane", "Doe Jane (4711)", "Doe Jane (4711 C)", "Doe Jane (born 1944-04-04)"),
+        "Doe Jane (born 1944-04-05)",
+    ]
+
+
+def test_nameless_data_of_an_id_that_strangers_share_is_nobodys(index: Index) -> None:
+    strangers = (other(1), other(2, patient_name="Roe^Max", birth_date="19800808", sex="M"))
+    nameless = {"patient_name": "", "birth_date": "", "sex": ""}
+    add(index, *strangers, other(3, **nameless), other(1, sop_instance_uid="2.25.77", **nameless))
+    assert patients(index) == ["Doe Jane", "Roe Max", "4711"]
+    first = index.patient_page(0, 9, Selection(PICTURES))[0]
+    (exam,) = index.exam_page(first.id, 0, 9, Selection(PICTURES))
+    assert len(index.image_page(exam.id, 0, 9, Selection(PICTURES))) == 2  # of the same study: hers
+
+
+def test_an_id_that_very_many_bear_costs_no_more_and_identifies_nobody(index: Index) -> None:
+    words = [f"{one}{two}{three}" for one in "bcdfgh" for two in "bcdfgh" for three in "bcd"]
+    add(index, *(other(n, patient_name=word, birth_date="") for n, word in enumerate(words)))
+    add(index, other(200, patient_name="New", birth_date=""), other(201, patient_name="BBB", birth_date=""))
+    assert [row.name.folder for row in index.patient_page(0, 1000, Selection(PICTURES))] == [*words, "New"]
+    # Without a name it may be anybody, and with a part of one it is nobody who is known.
+    add(index, other(202, patient_name="", birth_date=""), other(203, patient_name="bcb^x", birth_date=""))
+    assert len(index.patient_page(0, 1000, Selection(PICTURES))) == len(words) + 3
+
+
 # Exams, series, images
 
 
@@ -221,8 +277,8 @@ def test_failed_commit_leaves_no_transaction_behind(index: Index) -> None:
         # A deferred constraint is the one thing that lets a healthy SQLite refuse so late.
         with index.write() as writer:
             writer.next_sequence()
-            writer._connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
-            writer._connection.exec_driver_sql("UPDATE instances SET series = 999")
+            writer._connection.execute("PRAGMA defer_foreign_keys = ON")
+            writer._connection.execute("UPDATE instances SET series = 999")
 
     for _ in range(2):
         with pytest.raises(StoreUnavailable):

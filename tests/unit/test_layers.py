@@ -10,11 +10,12 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "model", "recipes", "values", "naming", "spelling", "selection"),
-    *("access", "scpoptions", "config", "identity", "charset", "elements", "header"),
+    *("access", "scpoptions", "config", "activity", "runfile", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "renditions", "ingest"),
+    *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
+    "ingest",
     *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -33,6 +34,7 @@ ORDER = (
         "mount",
     ),
     *("samba", "service", "serve"),
+    *("status", "metrics", "statusview", "statuscommand"),
     "cli",
 )
 RECEIVE = {
@@ -63,7 +65,7 @@ PRESENT = {
     "fuse",
     "mount",
 }
-BOTH = {"serve", "cli"}
+BOTH = {"serve", "status", "metrics", "statusview", "statuscommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -92,10 +94,11 @@ HOME = {
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
+    "prometheus_client": {"metrics"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "renditions"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

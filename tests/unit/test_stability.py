@@ -171,7 +171,7 @@ def groups(paths: dict[str, int], depth: int) -> dict[str, list[int]]:
 # No loss, no merge, no overwrite
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(SETS)
 def test_every_instance_has_one_path_that_leads_back(shown: list[Header]) -> None:
     with store(*shown) as it:
@@ -194,7 +194,7 @@ def test_every_instance_has_one_path_that_leads_back(shown: list[Header]) -> Non
         assert all(len(path.encode("utf-16-le")) // 2 <= 259 - 40 - 24 for path in paths)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(SETS)
 def test_no_folder_holds_what_does_not_belong_together(shown: list[Header]) -> None:
     with store(*shown) as it:
@@ -211,7 +211,7 @@ def test_no_folder_holds_what_does_not_belong_together(shown: list[Header]) -> N
             assert path.split("/")[1].startswith(expected)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(SETS, SETS)
 def test_names_that_were_seen_stay_when_more_arrives(before: list[Header], more: list[Header]) -> None:
     with store(*before) as it:
@@ -223,7 +223,7 @@ def test_names_that_were_seen_stay_when_more_arrives(before: list[Header], more:
             seen = now
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(SETS)
 def test_the_same_originals_in_the_same_order_make_the_same_index(shown: list[Header]) -> None:
     """Whatever a process remembers, and however often it is started."""
@@ -300,7 +300,7 @@ def test_the_people_of_this_test_are_different_people() -> None:
             assert belong_together(a, b) is (one == other)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(shuffled())
 def test_any_order_makes_the_same_tree(orders: tuple[list[Any], list[Any]]) -> None:
     """Apart from who bears the plain name among those who collide."""
@@ -329,7 +329,7 @@ def test_who_agrees_with_two_that_contradict_each_other_never_unites_them(
         assert {order[0], order[1]} in folders or {0, 1} == set(order[:2])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=12)
 @given(st.permutations(range(1, 7)))
 def test_of_those_who_collide_exactly_one_bears_the_plain_name(order: list[int]) -> None:
     namesakes = [
@@ -346,7 +346,7 @@ def test_of_those_who_collide_exactly_one_bears_the_plain_name(order: list[int])
 def remove(it: Store, instance: int) -> None:
     """Delete an instance, and what is empty then, the way SQL does."""
     with it.index.write() as writer:
-        run = writer._connection.exec_driver_sql
+        run = writer._connection.execute
         run("DELETE FROM originals WHERE instance = ?", (instance,))
         run("DELETE FROM instances WHERE id = ?", (instance,))
         run("DELETE FROM series WHERE id NOT IN (SELECT series FROM instances)")
@@ -355,7 +355,7 @@ def remove(it: Store, instance: int) -> None:
     it.index._recollection.clear()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.lists(headers(uids=6), min_size=1, max_size=8), st.data(), st.lists(headers(uids=6), max_size=8))
 def test_a_removed_name_goes_to_nothing_else(
     shown: list[Header], data: st.DataObject, more: list[Header]
