@@ -27,7 +27,7 @@ from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
-GROWS = {"_CONFLICTS"}
+GROWS = {"_CONFLICTS", "_FAILURES"}
 """Statements that may look at many rows, because only an administrator waits for them: `dicomfs status`."""
 BAD = ("SCAN", "TEMP B-TREE")
 
