@@ -17,6 +17,7 @@ Knows no SQL and no DICOM beyond file meta information. Called by
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -52,6 +53,8 @@ _SHORT_ELEMENT: Final = struct.Struct("<HH2sH")
 _GROUP_LENGTH_AT: Final = 140
 """Value of (0002,0000): after preamble, prefix and its own head."""
 _NAME: Final = re.compile(r"([0-9a-f]{64})-([1-9][0-9]{0,17})\.dcm")
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What a file system without hard links says."""
 _CHUNK_BYTES: Final = 1 << 20
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
@@ -163,6 +166,8 @@ class Spool:
     """Bytes of data set so far."""
     published: Path | None = None
     """Where it lies in the archive; None while it is in the spool."""
+    is_left: bool = False
+    """It could not be withdrawn from there: the next start has to find it."""
     _hash: "hashlib._Hash" = field(init=False)
     _whole: bytes | memoryview = b""
     """The data set, if it was written in one part."""
@@ -203,8 +208,9 @@ class Spool:
     def close(self) -> None:
         """Remove the spool file if it is still there. Never raises: what cannot be removed now is later."""
         if self.fd >= 0:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
+            if not self.is_left:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
             with contextlib.suppress(OSError):
                 os.close(self.fd)
             self.fd = -1
@@ -265,25 +271,38 @@ class Archive:
         """Give a sealed and synced spool file its place, under its number; the folder it is in.
 
         Whole at any moment, since it was synced before; its name is durable when `sync_directory` has been
-        called for that folder. What has that name already is replaced: that original is damaged. Raises
-        OSError.
+        called for that folder. What has that name already is replaced: that original is damaged, or of a
+        process that was killed. Called within a write transaction of the index. Raises OSError.
         """
         target = self.path(spool.digest, sequence)
         try:
             target.hardlink_to(spool.path)
         except FileExistsError:
+            second = spool.path.with_name(f"{spool.path.name}+")
+            second.hardlink_to(spool.path)
+            second.replace(target)
+            second.unlink(missing_ok=True)  # two names of one file are left as they are
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             spool.path.replace(target)
         spool.published = target
         return target.parent
 
     def withdraw(self, spool: Spool) -> None:
-        """Undo `publish`: the file is a spool file again. Nothing happens when it was not published."""
+        """Undo `publish`: the file is a spool file again. Nothing happens when it was not published.
+
+        Called within a write transaction of the index, but not that of `publish`: another process may have
+        published the same object since, under the same number, and that one stays. Raises OSError.
+        """
         if spool.published is not None:
-            with contextlib.suppress(OSError):
-                if not spool.path.exists():
-                    spool.path.hardlink_to(spool.published)
-                spool.published.unlink()
-                spool.published = None
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(spool.published.stat(), os.fstat(spool.fd)):
+                    if spool.path.exists():
+                        spool.published.unlink()
+                    else:
+                        spool.published.rename(spool.path)
+            spool.published = None
 
     def intact(self, digest: bytes, sequence: int, size: int) -> bool:
         """True when the original is there with its full length (no checksum: that is a scrub's work)."""
@@ -314,6 +333,7 @@ class Archive:
 
         `has_row`: whether an original of this content hash and number is in the index. One that is not
         was published and never committed, so never acknowledged either: its name in the archive goes too.
+        Called within a write transaction of the index: so nobody publishes anything meanwhile.
         """
         removed = 0
         for path in list(self.incoming.iterdir()):

@@ -15,8 +15,9 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -33,9 +34,11 @@ from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
 from dicomfs.runfile import Process, Reporter
 from dicomfs.scpoptions import (
+    Flag,
     ScpOptions,
     access,
     for_this_machine,
+    import_flags,
     scp_arguments,
     scp_flags,
     scp_options,
@@ -159,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     receive = add("scp", _scp, "Receive images (C-STORE) until stopped.")
-    _add_scp(receive)
+    _add_flags(receive, scp_flags())
 
     mount = add("mount", _mount, "Show the store as folders of pictures, until unmounted or stopped.")
     mount.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -170,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     take_in = add("import", _import, "Take in DICOM files from disk, the same way as received ones.")
     take_in.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
     take_in.add_argument("--json", action="store_true", help="print the summary as JSON")
+    _add_flags(take_in, import_flags())
 
     render = add(
         "render", _render, "Write pictures of DICOM files, as a mount of exactly these would show them."
@@ -190,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="also share the mount on this port of 127.0.0.1, to guests",
     )
-    _add_scp(together)
+    _add_flags(together, scp_flags())
     _add_mount(together)
 
     look = add("status", _status, "What is received and refused, what the store holds, and alarms.")
@@ -205,8 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_scp(command: argparse.ArgumentParser) -> None:
-    for flag in scp_flags():
+def _add_flags(command: argparse.ArgumentParser, flags: Iterable[Flag]) -> None:
+    for flag in flags:
         text = flag.help.replace("%", "%%")
         if not flag.metavar:
             command.add_argument(
@@ -232,8 +236,8 @@ def _options_text() -> str:
 
 
 def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
-    given = {flag.name: getattr(options, flag.name) for flag in scp_flags()}
-    given = {name: value for name, value in given.items() if value is not None}
+    words = vars(options)
+    given = {flag.name: words[flag.name] for flag in scp_flags() if words.get(flag.name) is not None}
     return replace(settings, scp=scp_options(given, settings.scp))
 
 
@@ -331,15 +335,17 @@ def _mount(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _import(options: argparse.Namespace, settings: Settings) -> int:
-    tally = _take_in(options, settings.store, as_json=options.json)
+    chosen = _with_scp(options, settings).scp
+    way_in = partial(Ingest.open, settings.store, chosen.duplicates, chosen.min_free.of)
+    tally = _take_in(options, way_in, as_json=options.json)
     return OK if tally.complete else SOME_REFUSED
 
 
-def _take_in(options: argparse.Namespace, store: Path, *, as_json: bool = False) -> "_Tally":
+def _take_in(options: argparse.Namespace, way_in: Callable[[], Ingest], *, as_json: bool = False) -> "_Tally":
     """Take the files of `options.paths` into a store, with progress and summary."""
     files = importer.find(options.paths)
     tally = _Tally(len(files))
-    with Ingest.open(store) as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
+    with way_in() as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
 
         def done(result: importer.Result) -> None:
             tally.note(result)
@@ -361,7 +367,7 @@ def _render(options: argparse.Namespace, settings: Settings) -> int:
     # A store of its own, thrown away afterwards, so that names and pools are exactly a mount's.
     with tempfile.TemporaryDirectory(prefix="dicomfs-render-") as scratch:
         store = Path(scratch, "store")
-        tally = _take_in(options, store)
+        tally = _take_in(options, partial(Ingest.open, store))
         total = offline.count(store, chosen)
         with _progress("rendering", total, quiet=options.quiet) as advance:
             written = offline.write_out(store, options.output, chosen, advance)

@@ -70,7 +70,7 @@ def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None
         path, read = waiting.popleft()
         if isinstance(read, Prepared):
             with read.spool:
-                read = Result(path, read.done.result())
+                read = _result(path, read.done)
         done(read)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="import") as threads:
@@ -93,6 +93,14 @@ def take_in(ingest: Ingest, files: Iterable[Path], done: Callable[[Result], None
             wait([read.done for read in committed])
             for read in committed + [read for read in left if isinstance(read, Prepared)]:
                 read.spool.close()
+
+
+def _result(path: Path, outcome: Future[Outcome]) -> Result:
+    """What became of a file that was committed. Raises StoreFull, StoreUnavailable."""
+    try:
+        return Result(path, outcome.result())
+    except BadInstance as error:  # as a duplicate
+        return Result(path, None, str(error))
 
 
 def _read(ingest: Ingest, path: Path) -> Prepared | Result:

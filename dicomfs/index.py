@@ -8,6 +8,7 @@ a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.p
 
 import contextlib
 import heapq
+import os
 import sqlite3
 import time
 import uuid
@@ -362,9 +363,6 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
-_HAS_ORIGINAL = select(originals.c.id).where(
-    originals.c.id == bindparam("sequence"), originals.c.hash == bindparam("digest")
-)
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).where(
     originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
@@ -434,6 +432,21 @@ def switch_to_wal(connection: Connection) -> None:
             connection.rollback()
 
 
+def _sync_log(path: Path) -> None:
+    """Make durable what a process that was killed in the middle of a COMMIT has written.
+
+    SQLite reads it as committed, whether it was synced or not; we would answer for it to whoever sends the
+    same object again. Raises OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        # Another descriptor of this file does no harm: SQLite's locks are on the others.
+        fd = os.open(f"{path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
@@ -486,7 +499,7 @@ class Index:
         self._engine = _connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
-            self.store_id = self._prepare(create=create)
+            self.store_id = self._prepare(path, create=create)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with _translated():
@@ -498,10 +511,11 @@ class Index:
             self.close()
             raise
 
-    def _prepare(self, *, create: bool) -> str:
+    def _prepare(self, path: Path, *, create: bool) -> str:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
             switch_to_wal(self._connection)
+            _sync_log(path)
             with self._immediate():
                 connection = self._connection
                 if not _tables(connection):
@@ -800,10 +814,6 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
-
-    def has_original(self, digest: bytes, sequence: int) -> bool:
-        """Whether an original of this content hash and receipt sequence number has a row."""
-        return self._row(_HAS_ORIGINAL, digest=digest, sequence=sequence) is not None
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

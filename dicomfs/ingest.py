@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -54,6 +55,8 @@ class Prepared:
     spool: Spool
     header: Header
     receipt: Receipt
+    is_new: bool = False
+    """It was given a number, by a transaction that may yet come to nothing."""
     done: "Future[Outcome]" = field(default_factory=Future)
 
 
@@ -108,7 +111,8 @@ class Ingest:
                     "put it back from a backup; nothing was changed"
                 )
             index = Index(index_path, create=True)
-            removed = archive.clean(index.has_original)
+            with index.write() as writer:
+                removed = archive.clean(partial(_has_row, writer))
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
@@ -248,11 +252,12 @@ class Ingest:
         try:
             outcomes = self._commit(batch)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
-            if len(batch) > 1:
+            if self._withdraw(batch) and len(batch) > 1:
                 for pending in batch:
                     self._settle([pending])
             else:
-                batch[0].done.set_exception(error)
+                for pending in batch:
+                    pending.done.set_exception(error)
         else:
             for pending, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, Outcome):
@@ -261,28 +266,44 @@ class Ingest:
                     pending.done.set_exception(outcome)
 
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
-        published: list[Spool] = []
         folders: set[Path] = set()
-        try:
-            with _storage_errors("the archive"), self._index.write() as writer:
-                outcomes = []
-                for pending in batch:
-                    outcome = self._known(writer, pending, folders)
-                    if outcome is None:
-                        sequence = writer.next_sequence()
-                        published.append(pending.spool)
-                        folders.add(self.archive.publish(pending.spool, sequence))
-                        outcome = self._add(writer, pending, sequence)
-                    outcomes.append(outcome)
-                for folder in folders:
-                    sync_directory(folder)
-        except BaseException:
-            # The numbers of this transaction will be given again: no file may go on bearing them.
-            # They become spool files again, since each of the batch may be tried once more, alone.
-            for spool in published:
-                self.archive.withdraw(spool)
-            raise
+        with _storage_errors("the archive"), self._index.write() as writer:
+            outcomes = []
+            for pending in batch:
+                outcome = self._known(writer, pending, folders)
+                if outcome is None:
+                    sequence = writer.next_sequence()
+                    pending.is_new = True
+                    folders.add(self.archive.publish(pending.spool, sequence))
+                    outcome = self._add(writer, pending, sequence)
+                outcomes.append(outcome)
+            for folder in folders:
+                sync_directory(folder)
         return outcomes
+
+    def _withdraw(self, batch: list[Prepared]) -> bool:
+        """Undo what a failed transaction has published; False when the store does not let us.
+
+        The numbers of that transaction will be given again: no file may go on bearing them. They become
+        spool files again, since each of the batch may be tried once more, alone.
+        """
+        new = [pending for pending in batch if pending.is_new]
+        try:
+            if new:
+                # Under the lock again: meanwhile another process may have stored the same object.
+                with _storage_errors("the archive"), self._index.write():
+                    for pending in new:
+                        self.archive.withdraw(pending.spool)
+        except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            for pending in new:
+                pending.spool.is_left = True
+            log.warning(
+                "%d files without a row stay in the archive until the next start: %s", len(new), error
+            )
+            return False
+        for pending in new:
+            pending.is_new = False
+        return True
 
     def _known(self, writer: Writer, pending: Prepared, folders: set[Path]) -> Outcome | BadInstance | None:
         """The outcome of what is there already, or is not to be taken; None for what is new."""
@@ -291,6 +312,8 @@ class Ingest:
         known = writer.known(spool.digest)
         if known is not None:
             if self.archive.intact(spool.digest, known.sequence, known.size):
+                # Who repaired it may have been killed before that was durable.
+                folders.add(self.archive.path(spool.digest, known.sequence).parent)
                 return Outcome(Stored.ALREADY_THERE, uid)
             first = replace(
                 receipt,
@@ -316,6 +339,11 @@ class Ingest:
         added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
         derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
+
+
+def _has_row(writer: Writer, digest: bytes, sequence: int) -> bool:
+    known = writer.known(digest)
+    return known is not None and known.sequence == sequence
 
 
 def _plain(uid: str) -> str:

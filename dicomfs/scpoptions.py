@@ -205,12 +205,21 @@ class Flag:
         return f"--{self.name.replace('_', '-')}"
 
 
+IMPORT_FLAGS: Final = frozenset({"min_free", "duplicates"})
+"""Options that hold for every way into the store: `dicomfs import` has them too."""
+
+
 def scp_flags() -> list[Flag]:
     """Every option of `dicomfs scp`, in order."""
     return [
         Flag(item.name, item.metadata["help"], item.metadata["kind"].metavar, item.metadata["kind"] is _LIST)
         for item in fields(ScpOptions)
     ]
+
+
+def import_flags() -> list[Flag]:
+    """Those of them that `dicomfs import` has too."""
+    return [flag for flag in scp_flags() if flag.name in IMPORT_FLAGS]
 
 
 def scp_options(given: Mapping[str, bool | str | Sequence[str]], base: ScpOptions) -> ScpOptions:

@@ -70,13 +70,15 @@ def connects(port: int, host: str = LOCALHOST) -> bool:
     return False
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+def wait_until(
+    condition: Callable[[], object], what: str, seconds: float = 20.0, *, poll_seconds: float = POLL_S
+) -> None:
     """Poll until `condition()` is true; AssertionError naming `what` when it is not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {seconds:g} s in vain for {what}")
-        time.sleep(POLL_S)
+        time.sleep(poll_seconds)
 
 
 def mounted(point: Path) -> bool:

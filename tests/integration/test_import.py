@@ -193,3 +193,45 @@ def test_a_placeholder_id_does_not_merge_strangers(tmp_path: Path) -> None:
     finally:
         index.close()
     assert [patient.name.folder for patient in patients] == ["Meier Anna", "Schulz Bernd"]
+
+
+@pytest.mark.usefixtures("expected_warnings")
+def test_policy_and_watermark_are_those_of_the_receiver(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the file's [scp], and from flags of the same names, which win."""
+    store = tmp_path / "s"
+    data_set = dcmread(shipped("CT_small.dcm"))
+    data_set.ImageComments = "another"
+    data_set.save_as(tmp_path / "other.dcm")
+    config = tmp_path / "dicomfs.toml"
+    config.write_text('[scp]\nduplicates = "reject"\nmin_free = "0%"\n')
+    common = ["import", "-q", "--json", "--store", str(store), "--config", str(config)]
+
+    def summary(code: int, *words: str) -> dict[str, object]:
+        assert cli.main([*common, *words]) == code
+        found: dict[str, object] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert summary(cli.OK, str(shipped("CT_small.dcm")))["new"] == 1
+    refused = summary(cli.SOME_REFUSED, str(tmp_path / "other.dcm"))
+    assert (refused["refused"], refused["other_version"]) == (1, 0)
+    disk = os.statvfs(tmp_path)
+    watermark = str(disk.f_blocks * disk.f_frsize)
+    full = summary(cli.STORE_FULL, "--min-free", watermark, str(tmp_path / "other.dcm"))
+    assert (full["not_tried"], full["other_version"]) == (1, 0)
+    assert summary(cli.OK, "--duplicates=newest", str(tmp_path / "other.dcm"))["other_version"] == 1
+    index = Index(store / "index.sqlite3")
+    try:
+        image = index.image(1)
+        assert image is not None
+        assert dcmread(Archive(store).path(image.hash, image.original)).ImageComments == "another"
+    finally:
+        index.close()
+
+
+def test_import_takes_no_other_option_of_the_receiver(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["import", "--port", "104", "nowhere"])
+    assert ended.value.code == cli.USAGE
+    assert "--port" in capsys.readouterr().err

@@ -98,6 +98,23 @@ def storescu(port: int, *files: Path) -> subprocess.CompletedProcess[str]:
     return _sent([require("storescu"), "-v", "-aec", "DICOMFS", LOCALHOST, str(port), *map(str, files)])
 
 
+_SENDING = re.compile(r"Sending file: (.+)")
+_ANSWER = re.compile(r"Received Store Response \((.+)\)")
+
+
+def acknowledged(log: Path) -> list[Path]:
+    """Files that were answered with Success, out of what `storescu -v` says, line by line."""
+    files: list[Path] = []
+    sending = None
+    for line in log.read_text(errors="replace").splitlines():
+        if match := _SENDING.search(line):
+            sending = Path(match[1].strip())
+        elif (match := _ANSWER.search(line)) and match[1] == "Success" and sending is not None:
+            files.append(sending)
+            sending = None
+    return files
+
+
 def dcmsend(port: int, *files: Path) -> subprocess.CompletedProcess[str]:
     """Send files of any transfer syntax, each in its own."""
     argv = [require("dcmsend"), "-v", "--decompress-never", "-aec", "DICOMFS", LOCALHOST, str(port)]

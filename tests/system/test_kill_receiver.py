@@ -3,7 +3,6 @@
 import fcntl
 import json
 import random
-import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -15,15 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.support import LOCALHOST, Running, command_line, connects, free_port, require, running
-from tests.system.programs import NO_DELAY, Original, dicomfs, original, series, storescu
+from tests.system.programs import NO_DELAY, Original, acknowledged, dicomfs, original, series, storescu
 
 ROUNDS = 10
 SENDERS = 2
 IMAGES = 40
 """Of each sender in each round."""
-
-_SENDING = re.compile(r"Sending file: (.+)")
-_ANSWER = re.compile(r"Received Store Response \((.+)\)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +34,6 @@ def receiving(store: Path, log: Path) -> Iterator[Receiver]:
     argv = command_line("scp", "--open", "--host", LOCALHOST, "--port", str(port), "--store", store)
     with running(argv, log, lambda: connects(port), "the receiver answers") as process:
         yield Receiver(process, port)
-
-
-def acknowledged(log: Path) -> list[Path]:
-    """Files that were answered with Success, out of what `storescu -v` says, line by line."""
-    files: list[Path] = []
-    sending = None
-    for line in log.read_text(errors="replace").splitlines():
-        if match := _SENDING.search(line):
-            sending = Path(match[1].strip())
-        elif (match := _ANSWER.search(line)) and match[1] == "Success" and sending is not None:
-            files.append(sending)
-            sending = None
-    return files
 
 
 def in_store(store: Path) -> dict[str, Original]:

@@ -1,5 +1,6 @@
 """Archive and the way in: content addressing, sequence numbers, rollback, several writers at once."""
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -16,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta, read_archived_meta
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.index import Index
-from dicomfs.ingest import Ingest
+from dicomfs.ingest import Ingest, Prepared
 from dicomfs.model import Header, Outcome, Receipt, Stored
 from dicomfs.writer import Added, Writer
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
@@ -334,6 +335,55 @@ def test_two_processes_share_the_numbers(tmp_path: Path) -> None:
             take(first, image(number))
             take(second, image(number + 1))
     assert numbers(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_fails_takes_nothing_from_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a rollback and its clearing up, somebody else stores the same object, and is answered."""
+    withdraw, add = Ingest._withdraw, Writer.add
+    with Ingest.open(tmp_path) as first, Ingest.open(tmp_path) as second:
+        outcomes: list[Outcome] = []
+        calls: list[object] = []
+
+        def meanwhile(self: Ingest, batch: list[Prepared]) -> bool:
+            outcomes.append(take(second, image(1)))
+            return withdraw(self, batch)
+
+        def once(self: Writer, *rest: object) -> Added:
+            calls.append(rest)
+            if len(calls) == 1:
+                raise StoreFull("on purpose")
+            return add(self, *rest)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Ingest, "_withdraw", meanwhile)
+        monkeypatch.setattr(Writer, "add", once)
+        with pytest.raises(StoreFull):
+            take(first, image(1))
+    assert [outcome.stored for outcome in outcomes] == [Stored.NEW]
+    assert numbers(tmp_path) == [1]
+    assert not list((tmp_path / "incoming").iterdir())
+
+
+@pytest.mark.usefixtures("expected_warnings")
+def test_what_cannot_be_withdrawn_is_cleared_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        with monkeypatch.context() as patch:
+            patch.setattr(Writer, "add", fail)
+            patch.setattr(Archive, "withdraw", fail)
+            with pytest.raises(StoreUnavailable):
+                take(ingest, image(2))
+        assert len(list((tmp_path / "archive").rglob("*.dcm"))) == 2
+    with Ingest.open(tmp_path) as ingest:
+        assert numbers(tmp_path) == [1]
+        assert not list((tmp_path / "incoming").iterdir())
+        assert take(ingest, image(2)).stored is Stored.NEW
 
 
 def test_one_that_fails_does_not_fail_those_committed_with_it(
