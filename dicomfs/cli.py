@@ -273,6 +273,8 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
+    # Only here: a mount answers the sooner without pynetdicom.
+
     chosen = _with_scp(options, settings).scp
     # Before the store: a receiver that cannot start makes none.
     who, certificates, activity = access(chosen), _certificates(chosen), Activity()
@@ -445,7 +447,7 @@ class _Tally:
 
 
 @contextlib.contextmanager
-def _progress(what: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

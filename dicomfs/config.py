@@ -11,13 +11,16 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from enum import Enum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dicomfs.errors import UsageError
 from dicomfs.recipes import FORMATS as RENDERED
 from dicomfs.recipes import LABEL_LENGTH, policy
 from dicomfs.scpoptions import ScpOptions, scp_table
+from dicomfs.selection import ANY, Since, modalities
+from dicomfs.spelling import DEFAULT_DATE_FORMAT, DateFormat, Label, Layout
 from dicomfs.values import size as _size
 from dicomfs.values import switch as _flag
 from dicomfs.values import whole as _whole
@@ -29,6 +32,9 @@ FORMATS: Final = (*RENDERED, "dcm")
 """What `formats=` may list."""
 MOST_FRAMES: Final = 16_000
 """Upper bound of `frames=`: a frame number has 14 bits of the inode."""
+
+MOST_DIGITS: Final = 6
+"""Upper bound of `pad=`: as many as the budget of a path has for a number."""
 
 MOST_WINDOWS: Final = 8
 """Sibling views of one format: the number of a window has 3 bits of the inode."""
@@ -82,6 +88,21 @@ def _mask(text: str) -> int:
     return int(text, 8)
 
 
+E = TypeVar("E", bound=Enum)
+
+
+def _one_of(kind: type[E]) -> Callable[[str], E]:
+    """A parser of one of a few words."""
+
+    def parse(text: str) -> E:
+        try:
+            return kind(text.strip().lower())
+        except ValueError:
+            raise ValueError(f"one of {', '.join(str(item.value) for item in kind)}") from None
+
+    return parse
+
+
 _USER: Final = _account(lambda name: pwd.getpwnam(name).pw_uid, "user")
 _GROUP: Final = _account(lambda name: grp.getgrnam(name).gr_gid, "group")
 
@@ -93,6 +114,36 @@ class MountOptions:
     formats: tuple[str, ...] = field(
         default=("jpg",),
         metadata={"parse": _formats, "help": ", ".join(FORMATS) + "; several joined by +: a folder each"},
+    )
+    layout: Layout = field(
+        default=Layout.PATIENT_DATE,
+        metadata={"parse": _one_of(Layout), "help": "patient/date, or date/patient"},
+    )
+    label: Label = field(
+        default=Label.NAME,
+        metadata={"parse": _one_of(Label), "help": "patients' folders are called by name, name-id or id"},
+    )
+    date_format: DateFormat = field(
+        default_factory=DateFormat,
+        metadata={
+            "parse": DateFormat,
+            "help": f"how dates are written: {DEFAULT_DATE_FORMAT}; %b, %B: months by name",
+        },
+    )
+    pad: int = field(
+        default=0,
+        metadata={"parse": _whole(0, MOST_DIGITS), "help": "digits that numbers are filled up to with zeros"},
+    )
+    modality: tuple[str, ...] = field(
+        default=(ANY,),
+        metadata={"parse": modalities, "help": "show only these, such as MR+XA"},
+    )
+    since: Since = field(
+        default_factory=Since,
+        metadata={
+            "parse": lambda text: Since(text.strip().lower()),
+            "help": "show only exams since 30d, 4w, 6m, 1y ago, or since a date such as 2024-01-31",
+        },
     )
     frames: int = field(
         default=1000,

@@ -7,54 +7,55 @@ a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.p
 """
 
 import contextlib
+import heapq
 import json
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 from sqlalchemy import (
-    Column,
-    ColumnElement,
     Connection,
     Engine,
-    Integer,
     NullPool,
     Row,
-    Table,
     and_,
     bindparam,
-    case,
     create_engine,
     event,
     exc,
     func,
     insert,
+    literal_column,
     select,
+    tuple_,
 )
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
-    PDF,
-    PICTURES,
     SCHEMA_VERSION,
     about,
     counter,
+    days,
+    exam_contents,
     exams,
     instances,
     metadata,
     originals,
+    patient_contents,
     patients,
     removals,
     series,
 )
+from dicomfs.selection import Selection
+from dicomfs.spelling import PatientKey, PatientName
 from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
@@ -64,20 +65,42 @@ BUSY_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 2.0
 """Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """A patient or an exam, as listings show it."""
+class PatientRow:
+    """A patient, as listings show it."""
 
     id: int
-    name: str
+    name: PatientName
     updated: float
-    pictures_since: int | None
-    pdf_since: int | None
+    """Receipt of the latest original, seconds since the epoch."""
 
-    def since(self, shows: int) -> int | None:
-        """Receipt sequence number since when it has something that can be shown so; None: it has not."""
-        return {PICTURES: self.pictures_since, PDF: self.pdf_since}.get(shows, self.id)
+
+@dataclass(frozen=True, slots=True)
+class ExamRow:
+    """An exam, as listings show it."""
+
+    id: int
+    patient: int
+    patient_name: PatientName
+    date: str
+    """`YYYYMMDD` or empty."""
+    folder: str
+    """Date and suffix, as the index has them."""
+    updated: float
+    """As `PatientRow.updated`."""
+
+
+@dataclass(frozen=True, slots=True)
+class DayRow:
+    """A date of exams, as listings show it."""
+
+    date: str
+    """`YYYYMMDD` or empty."""
+    updated: float
+    """As `PatientRow.updated`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +117,10 @@ class ImageRow:
     frames: int
     shows: int
     """`PICTURES`, `PDF`, both or neither."""
+    modality: str
+    """Of its series."""
+    day: str
+    """`YYYYMMDD` of its exam, as `since=` measures."""
     pool: str
     modified: float
     original: int
@@ -139,17 +166,39 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """Something that an exam held: instances of a modality that can be shown in one way."""
+
+    modality: str
+    """As `modality_key` writes it, or `selection.ANY`."""
+    shows: int
+    """`PICTURES`, `PDF`, or 0 for the stored file."""
+    day: str
+    """`exams.day`."""
+    since: int
+    """Receipt sequence number of the first of such."""
+
+    def is_of(self, selection: Selection) -> bool:
+        """Whether a selection takes it."""
+        return (
+            self.modality in selection.modalities
+            and self.shows == selection.shows
+            and self.day >= selection.first_day
+            and self.since <= selection.through
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Removal:
-    """One thing that was forgotten, as it was: an image; else a folder, or what it could be shown as."""
+    """One thing that was forgotten, as it was: an image, or afterwards what all of an exam held."""
 
     id: int
-    patient: Folder
-    exam: Folder | None
-    """None: this is about the patient's folder."""
+    patient: PatientRow
+    exam: ExamRow
     image: ImageRow | None
-    """None: this is about a folder."""
-    left: int
-    """What the folder can still be shown as: `PICTURES`, `PDF`, and `REMAINS` if it is still there."""
+    """None: this is about the folders that it was in."""
+    held: tuple[Held, ...]
+    """What the exam held before, some of which may be left; empty for an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,26 +212,6 @@ class Counts:
     originals: int
 
 
-def _folder_columns(table: Table) -> tuple[Column[Any], ...]:
-    """What a `Folder` is made of."""
-    c = table.c
-    return (c.id, c.folder, c.suffix, c.updated, c.pictures_since, c.pdf_since)
-
-
-def _has_shown(table: Table) -> ColumnElement[bool]:
-    """Folders that had, through a sequence number, something that can be shown as `shows`; 0: anything."""
-    since = {PICTURES: table.c.pictures_since, PDF: table.c.pdf_since}
-    wanted = case(since, value=bindparam("shows", type_=Integer), else_=table.c.id)
-    return wanted <= bindparam("through", type_=Integer)
-
-
-def _can_show() -> ColumnElement[bool]:
-    """Instances through a sequence number that can be shown as `shows`; 0: all."""
-    wanted = bindparam("shows", type_=Integer)
-    through = instances.c.id <= bindparam("through", type_=Integer)
-    return and_(instances.c.shows.op("&")(wanted) == wanted, through)
-
-
 _IMAGE = (
     select(
         instances.c.id,
@@ -194,6 +223,8 @@ _IMAGE = (
         instances.c.suffix,
         instances.c.frames,
         instances.c.shows,
+        series.c.modality,
+        exams.c.day,
         instances.c.pool,
         instances.c.modified,
         originals.c.id.label("original"),
@@ -206,37 +237,133 @@ _IMAGE = (
 )
 
 # Built once: constructing a statement costs more than running it.
+# `patient_contents` and `exam_contents` are asked for one modality at a time: their keys begin with it, so
+# that neither a page nor a name is searched for.
+_PATIENT = select(
+    patients.c.id,
+    patients.c.folder,
+    patients.c.suffix,
+    patients.c.id_folder,
+    patients.c.id_suffix,
+    patients.c.updated,
+)
 _PATIENT_PAGE = (
-    select(*_folder_columns(patients))
-    .where(patients.c.id > bindparam("after"), _has_shown(patients))
-    .order_by(patients.c.id)
+    _PATIENT.add_columns(patient_contents.c.risen)
+    .join(patient_contents, patient_contents.c.patient == patients.c.id)
+    .where(
+        patient_contents.c.modality == bindparam("modality"),
+        patient_contents.c.shows == bindparam("shows"),
+        patient_contents.c.latest >= bindparam("first_day"),
+        patient_contents.c.patient > bindparam("after"),
+    )
+    .order_by(patient_contents.c.patient)
     .limit(bindparam("most"))
 )
-_PATIENT_BY_KEY = select(*_folder_columns(patients)).where(
-    patients.c.folder_key == bindparam("key"), _has_shown(patients)
+_PATIENT_BY_KEY = _PATIENT.where(patients.c.folder_key == bindparam("key"))
+_PATIENT_BY_ID_KEY = _PATIENT.where(patients.c.id_key == bindparam("key"))
+_PATIENT_BY_ID = _PATIENT.where(patients.c.id == bindparam("id"))
+_PATIENT_HOLDS = select(patient_contents.c.latest, patient_contents.c.risen).where(
+    patient_contents.c.modality == bindparam("modality"),
+    patient_contents.c.shows == bindparam("shows"),
+    patient_contents.c.patient == bindparam("patient"),
 )
-_PATIENT_BY_ID = select(*_folder_columns(patients)).where(patients.c.id == bindparam("id"))
-_EXAM_PAGE = (
-    select(*_folder_columns(exams))
+_PATIENT_SHOWS = (
+    select(exams.c.id)
+    .join(
+        exam_contents,
+        and_(
+            exam_contents.c.modality == bindparam("modality"),
+            exam_contents.c.shows == bindparam("shows"),
+            exam_contents.c.date == exams.c.date,
+            exam_contents.c.exam == exams.c.id,
+        ),
+    )
     .where(
         exams.c.patient == bindparam("patient"),
-        exams.c.id > bindparam("after"),
-        _has_shown(exams),
+        exam_contents.c.day >= bindparam("first_day"),
+        exam_contents.c.since <= bindparam("through"),
     )
+    .limit(1)
+)
+_EXAM = select(
+    exams.c.id,
+    exams.c.patient,
+    exams.c.date,
+    exams.c.folder.label("exam_folder"),
+    exams.c.suffix.label("exam_suffix"),
+    exams.c.updated,
+    patients.c.folder,
+    patients.c.suffix,
+    patients.c.id_folder,
+    patients.c.id_suffix,
+).join(patients, patients.c.id == exams.c.patient)
+_EXAM_HELD = _EXAM.join(
+    exam_contents,
+    and_(
+        exam_contents.c.modality == bindparam("modality"),
+        exam_contents.c.shows == bindparam("shows"),
+        exam_contents.c.date == exams.c.date,
+        exam_contents.c.exam == exams.c.id,
+    ),
+).where(exam_contents.c.day >= bindparam("first_day"), exam_contents.c.since <= bindparam("through"))
+_EXAM_PAGE = (
+    _EXAM_HELD.where(exams.c.patient == bindparam("patient"), exams.c.id > bindparam("after"))
     .order_by(exams.c.id)
     .limit(bindparam("most"))
 )
-_EXAM_BY_KEY = select(*_folder_columns(exams)).where(
-    exams.c.patient == bindparam("patient"),
-    exams.c.folder_key == bindparam("key"),
-    _has_shown(exams),
+_EXAM_BY_KEY = _EXAM_HELD.where(
+    exams.c.patient == bindparam("patient"), exams.c.folder_key == bindparam("key")
 )
-_EXAM_BY_ID = select(*_folder_columns(exams)).where(exams.c.id == bindparam("id"))
+_EXAM_BY_ID = _EXAM.where(exams.c.id == bindparam("id"))
+_EXAMS_OF_DAY = (
+    _EXAM_HELD.where(exam_contents.c.date == bindparam("date"), exam_contents.c.exam > bindparam("after"))
+    .order_by(exam_contents.c.exam)
+    .limit(bindparam("most"))
+)
+# A step over all exams of a day at once, so that a listing of days costs what it has days.
+_NEXT_DAY = (
+    select(exam_contents.c.date)
+    .where(
+        exam_contents.c.modality == bindparam("modality"),
+        exam_contents.c.shows == bindparam("shows"),
+        exam_contents.c.date >= bindparam("first"),
+        exam_contents.c.day >= bindparam("first_day"),
+        exam_contents.c.since <= bindparam("through"),
+    )
+    .order_by(exam_contents.c.date)
+    .limit(1)
+)
+_IN_DAY = (
+    select(exam_contents.c.exam)
+    .where(
+        exam_contents.c.modality == bindparam("modality"),
+        exam_contents.c.shows == bindparam("shows"),
+        exam_contents.c.date == bindparam("date"),
+        exam_contents.c.day >= bindparam("first_day"),
+        exam_contents.c.since <= bindparam("through"),
+    )
+    .limit(1)
+)
+_EXAM_HOLDS = select(exam_contents.c.day, exam_contents.c.since).where(
+    exam_contents.c.modality == bindparam("modality"),
+    exam_contents.c.shows == bindparam("shows"),
+    exam_contents.c.date == bindparam("date"),
+    exam_contents.c.exam == bindparam("exam"),
+)
+_DAY = select(days.c.date, days.c.updated).where(days.c.date == bindparam("date"))
+_EXAMS_BETWEEN = (
+    _EXAM.add_columns(exams.c.day)
+    .where(
+        tuple_(exams.c.day, exams.c.id) > tuple_(bindparam("day"), bindparam("after")),
+        exams.c.day < bindparam("before"),
+    )
+    .order_by(exams.c.day, exams.c.id)
+    .limit(bindparam("most"))
+)
 _IMAGE_PAGE = (
     _IMAGE.where(
         instances.c.exam == bindparam("exam"),
-        instances.c.id >= bindparam("first"),
-        _can_show(),
+        instances.c.id.between(bindparam("first"), bindparam("through")),
     )
     .order_by(instances.c.id)
     .limit(bindparam("most"))
@@ -253,12 +380,18 @@ _IMAGE_BY_NAME = _IMAGE.where(
     series.c.number == bindparam("series_number"),
     instances.c.number == bindparam("number"),
     instances.c.suffix == bindparam("suffix"),
-    _can_show(),
 )
 IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
-_IMAGE_SHOWN = _IMAGE.where(originals.c.id == bindparam("original"))
-_POOL_MEMBERS = _IMAGE.where(instances.c.pool == bindparam("pool")).order_by(instances.c.id)
-_POOL_THROUGH = select(func.max(instances.c.shown)).where(instances.c.pool == bindparam("pool"))
+# From the original to its instance, which has one that it shows: there is no way back without a search.
+_IMAGE_SHOWN = _IMAGE.where(
+    instances.c.id
+    == select(originals.c.instance).where(originals.c.id == bindparam("original")).scalar_subquery(),
+    instances.c.shown == bindparam("original"),
+)
+# In the words of the partial index: of a parameter SQLite cannot know that it is not empty.
+_IN_POOL = and_(instances.c.pool == bindparam("pool"), instances.c.pool != literal_column("''"))
+_POOL_MEMBERS = _IMAGE.where(_IN_POOL).order_by(instances.c.shown)
+_POOL_THROUGH = select(func.max(instances.c.shown)).where(_IN_POOL)
 _ARRIVALS = (
     select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
@@ -291,11 +424,11 @@ _KEPT_UNDER = (
     select(originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax)
     .join(instances, instances.c.id == originals.c.instance)
     .where(instances.c.sop_uid == bindparam("sop_uid"))
-    .order_by(originals.c.id)
 )
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
-_LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
-_PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
+_LAST_ORIGINAL = select(originals.c.received).where(
+    originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
+)
 
 
 def shown_name(row: Any, limit: int) -> str:
@@ -304,19 +437,37 @@ def shown_name(row: Any, limit: int) -> str:
     return suffixed(name, row.suffix, limit) if row.suffix else name
 
 
-def _folder(row: Any, limit: int) -> Folder | None:
-    if row is None:
-        return None
-    return Folder(row.id, shown_name(row, limit), row.updated, row.pictures_since, row.pdf_since)
+def _patient_name(row: Any) -> PatientName:
+    return PatientName(shown_name(row, PATIENT_UNITS), row.id_folder, row.id_suffix)
+
+
+def _patient(row: Any) -> PatientRow:
+    return PatientRow(row.id, _patient_name(row), row.updated)
+
+
+def _exam(row: Row[Any]) -> ExamRow:
+    folder = row.exam_folder
+    if row.exam_suffix:
+        folder = suffixed(folder, row.exam_suffix, EXAM_UNITS)
+    return ExamRow(row.id, row.patient, _patient_name(row), row.date, folder, row.updated)
 
 
 def _removal(row: Row[Any]) -> Removal:
-    patient = _folder(SimpleNamespace(**json.loads(row.patient)), PATIENT_UNITS)
-    exam = _folder(SimpleNamespace(**json.loads(row.exam)), EXAM_UNITS) if row.exam else None
+    of_patient, of_exam = (SimpleNamespace(**json.loads(text)) for text in (row.patient, row.exam))
+    patient = _patient(of_patient)
+    folder = shown_name(of_exam, EXAM_UNITS)
+    exam = ExamRow(of_exam.id, patient.id, patient.name, of_exam.date, folder, of_exam.updated)
     image = ImageRow(**json.loads(row.image) | {"hash": b""}) if row.image else None
-    if patient is None:
-        raise ValueError("a removal without a patient")
-    return Removal(row.id, patient, exam, image, row.left)
+    return Removal(row.id, patient, exam, image, tuple(Held(*one) for one in json.loads(row.held)))
+
+
+def _limits(selection: Selection) -> dict[str, Any]:
+    """What statements on `exam_contents` need, but for the modality."""
+    return {
+        "shows": selection.shows,
+        "first_day": selection.first_day,
+        "through": selection.through,
+    }
 
 
 def _image(row: Row[Any]) -> ImageRow:
@@ -570,60 +721,158 @@ class Index:
         row = self._row(_LAST_ORIGINAL)
         return float(row.received) if row else 0.0
 
-    def patient_of_exam(self, exam_id: int) -> int | None:
-        """Id of the patient whose exam this is."""
-        row = self._row(_PATIENT_OF_EXAM, id=exam_id)
-        return int(row.patient) if row else None
+    def _page(
+        self, selection: Selection, most: int, fetch: Callable[[str], list[T]], place: Callable[[T], Any]
+    ) -> list[T]:
+        """The first `most` of what `fetch` gives for each modality, in order of `place`, each once."""
+        if len(selection.modalities) == 1:
+            return fetch(selection.modalities[0])
+        page: list[T] = []
+        for item in heapq.merge(*map(fetch, selection.modalities), key=place):
+            if not page or place(page[-1]) != place(item):
+                page.append(item)
+        return page[:most]
 
-    # `shows`: only what can be shown so (0: all); `through`: only what could when this sequence number came.
+    def patient_page(self, after: int, most: int, selection: Selection) -> list[PatientRow]:
+        """Patients with an id above `after` who have such, in order of id."""
 
-    def patient_page(self, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
-        """Patients with an id above `after`, in order of id."""
-        rows = self._rows(_PATIENT_PAGE, after=after, most=most, shows=shows, through=through)
-        return [f for f in (_folder(row, PATIENT_UNITS) for row in rows) if f]
+        def fetch(modality: str) -> list[PatientRow]:
+            of = {"modality": modality, "shows": selection.shows, "first_day": selection.first_day}
+            page: list[PatientRow] = []
+            last = after
+            while not page:
+                rows = self._rows(_PATIENT_PAGE, after=last, most=most, **of)
+                # What came lately may not be shown yet, and be all that there is.
+                page = [
+                    _patient(row)
+                    for row in rows
+                    if row.risen <= selection.through or self._has_shown(row.id, modality, selection)
+                ]
+                if len(rows) < most:
+                    break
+                last = rows[-1].id
+            return page
 
-    def patient_by_key(self, key: str, *, shows: int, through: int) -> Folder | None:
-        """The patient whose folded folder name is `key`."""
-        row = self._row(_PATIENT_BY_KEY, key=key, shows=shows, through=through)
-        return _folder(row, PATIENT_UNITS)
+        return self._page(selection, most, fetch, lambda patient: patient.id)
 
-    def patient(self, patient_id: int) -> Folder | None:
+    def patient_by_key(self, key: PatientKey) -> PatientRow | None:
+        """The patient of that name or Patient ID, whatever is there of him."""
+        row = self._row(_PATIENT_BY_ID_KEY if key.by_id else _PATIENT_BY_KEY, key=key.key)
+        return _patient(row) if row else None
+
+    def has_such(self, patient: int, selection: Selection) -> bool:
+        """Whether a patient has anything of a selection."""
+        for modality in selection.modalities:
+            row = self._row(_PATIENT_HOLDS, modality=modality, shows=selection.shows, patient=patient)
+            if row is None or row.latest < selection.first_day:
+                continue
+            if row.risen <= selection.through or self._has_shown(patient, modality, selection):
+                return True
+        return False
+
+    def _has_shown(self, patient: int, modality: str, selection: Selection) -> bool:
+        row = self._row(_PATIENT_SHOWS, patient=patient, modality=modality, **_limits(selection))
+        return row is not None
+
+    def patient(self, patient_id: int) -> PatientRow | None:
         """One patient by id."""
-        return _folder(self._row(_PATIENT_BY_ID, id=patient_id), PATIENT_UNITS)
+        row = self._row(_PATIENT_BY_ID, id=patient_id)
+        return _patient(row) if row else None
 
-    def exam_page(self, patient: int, after: int, most: int, *, shows: int, through: int) -> list[Folder]:
-        """Exams of a patient with an id above `after`, in order of id."""
-        rows = self._rows(_EXAM_PAGE, patient=patient, after=after, most=most, shows=shows, through=through)
-        return [f for f in (_folder(row, EXAM_UNITS) for row in rows) if f]
+    def exam_page(self, patient: int, after: int, most: int, selection: Selection) -> list[ExamRow]:
+        """Exams of a patient with an id above `after` that hold such, in order of id."""
+        return self._exam_page(_EXAM_PAGE, after, most, selection, patient=patient)
 
-    def exam_by_key(self, patient: int, key: str, *, shows: int, through: int) -> Folder | None:
-        """The exam of this patient whose folded folder name is `key`."""
-        row = self._row(_EXAM_BY_KEY, patient=patient, key=key, shows=shows, through=through)
-        return _folder(row, EXAM_UNITS)
+    def exams_of_day(self, date: str, after: int, most: int, selection: Selection) -> list[ExamRow]:
+        """Exams of a date (`YYYYMMDD` or empty) with an id above `after` that hold such, in order of id."""
+        return self._exam_page(_EXAMS_OF_DAY, after, most, selection, date=date)
 
-    def exam(self, exam_id: int) -> Folder | None:
+    def _exam_page(
+        self, statement: Any, after: int, most: int, selection: Selection, **of: object
+    ) -> list[ExamRow]:
+        of = {"after": after, "most": most, **of, **_limits(selection)}
+
+        def fetch(modality: str) -> list[ExamRow]:
+            return [_exam(row) for row in self._rows(statement, modality=modality, **of)]
+
+        return self._page(selection, most, fetch, lambda exam: exam.id)
+
+    def exam_by_key(self, patient: int, key: str, selection: Selection) -> ExamRow | None:
+        """The exam of this patient whose folded folder name is `key`, if it holds such."""
+        of = {"patient": patient, "key": key, **_limits(selection)}
+        for modality in selection.modalities:
+            row = self._row(_EXAM_BY_KEY, modality=modality, **of)
+            if row is not None:
+                return _exam(row)
+        return None
+
+    def exam(self, exam_id: int) -> ExamRow | None:
         """One exam by id."""
-        return _folder(self._row(_EXAM_BY_ID, id=exam_id), EXAM_UNITS)
+        row = self._row(_EXAM_BY_ID, id=exam_id)
+        return _exam(row) if row else None
 
-    def image_page(self, exam: int, first: int, most: int, *, shows: int, through: int) -> list[ImageRow]:
-        """Instances of an exam with an id of at least `first`, in order of id."""
-        rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, shows=shows, through=through)
-        return [_image(row) for row in rows]
+    def exams_between(self, after: tuple[str, int], before: str, most: int) -> list[tuple[str, ExamRow]]:
+        """Exams behind `after` (day, id) whose `day` is less than `before`, with it, in that order."""
+        rows = self._rows(_EXAMS_BETWEEN, day=after[0], after=after[1], before=before, most=most)
+        return [(row.day, _exam(row)) for row in rows]
+
+    def day_page(self, after: str | None, most: int, selection: Selection) -> list[DayRow]:
+        """Dates later than `after` with exams that hold such, in order.
+
+        None: from the start, which is the empty date.
+        """
+
+        def fetch(modality: str) -> list[str]:
+            of = {"modality": modality, **_limits(selection)}
+            found = []
+            if after is None and self._row(_IN_DAY, date="", **of) is not None:
+                found.append("")
+            # The day behind a day; none before the limit needs to be looked at, but those without a date.
+            first = max(f"{after or ''} ", selection.first_day)
+            while len(found) < most and (row := self._row(_NEXT_DAY, first=first, **of)) is not None:
+                found.append(row.date)
+                first = f"{row.date} "
+            return found
+
+        dates = self._page(selection, most, fetch, lambda date: date)
+        return [row for row in map(self.day, dates) if row is not None]
+
+    def day(self, date: str) -> DayRow | None:
+        """One date of exams, `YYYYMMDD` or empty."""
+        row = self._row(_DAY, date=date)
+        return DayRow(row.date, row.updated) if row else None
+
+    def day_has_such(self, date: str, selection: Selection) -> bool:
+        """Whether a date has anything of a selection."""
+        of = {"date": date, **_limits(selection)}
+        return any(self._row(_IN_DAY, modality=m, **of) is not None for m in selection.modalities)
+
+    def exam_has_such(self, exam: int, date: str, selection: Selection) -> bool:
+        """Whether an exam of this date holds anything of a selection."""
+        of = {"date": date, "exam": exam, "shows": selection.shows}
+        rows = [self._row(_EXAM_HOLDS, modality=modality, **of) for modality in selection.modalities]
+        return any(
+            row is not None and row.day >= selection.first_day and row.since <= selection.through
+            for row in rows
+        )
+
+    def image_page(self, exam: int, first: int, most: int, selection: Selection) -> list[ImageRow]:
+        """Instances of an exam with an id of at least `first` that are such, in order of id."""
+        page: list[ImageRow] = []
+        while len(page) < most:
+            rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, through=selection.through)
+            page += [_image(row) for row in rows if selection.takes(row.modality, row.shows)]
+            if len(rows) < most:
+                break
+            first = rows[-1].id + 1
+        return page[:most]
 
     def instances_before(self, before: int, most: int) -> list[int]:
         """Ids of instances below `before`, the newest first."""
         return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
 
     def image_by_name(
-        self,
-        exam: int,
-        label_key: str,
-        series_number: int,
-        number: int,
-        suffix: str,
-        *,
-        shows: int,
-        through: int,
+        self, exam: int, label_key: str, series_number: int, number: int, suffix: str
     ) -> ImageRow | None:
         """The instance that bears these name components in an exam."""
         row = self._row(
@@ -633,8 +882,6 @@ class Index:
             series_number=series_number,
             number=number,
             suffix=suffix,
-            shows=shows,
-            through=through,
         )
         return _image(row) if row else None
 
@@ -649,7 +896,7 @@ class Index:
         return _image(row) if row else None
 
     def pool_members(self, pool: str) -> list[ImageRow]:
-        """All instances that share a grey scale, in order of id."""
+        """All instances that share a grey scale, in order of the originals they show."""
         return [_image(row) for row in self._rows(_POOL_MEMBERS, pool=pool)]
 
     def pool_through(self, pool: str) -> int:
@@ -681,7 +928,8 @@ class Index:
 
     def kept_under(self, sop_uid: str) -> list[KeptOriginal]:
         """Every original of a SOP Instance UID, whatever its series, in order of receipt."""
-        return [KeptOriginal(**row._mapping) for row in self._rows(_KEPT_UNDER, sop_uid=sop_uid)]
+        rows = self._rows(_KEPT_UNDER, sop_uid=sop_uid)
+        return sorted((KeptOriginal(**row._mapping) for row in rows), key=lambda kept: kept.sequence)
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

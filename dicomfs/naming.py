@@ -75,10 +75,10 @@ _VIRAMA = 9
 """Canonical combining class of what joins two Indic consonants."""
 _ENDS_LIKE_A_NUMBER = re.compile(r"_(-?[0-9]+)$")
 _DOTTED_I = re.compile("i\u0307+")
-_NUMBER = r"0|-?[1-9][0-9]{0,11}"
+_NUMBER = r"-?[0-9]{1,12}"
 _FILE_NAME = re.compile(
     rf"(?P<series>.+?)_(?P<number>{_NUMBER})_(?P<instance>{_NUMBER})"
-    r"(?: \((?P<suffix>[0-9a-f]+)\))?(?:_(?P<frame>[1-9][0-9]{0,11}))?\.(?P<extension>[a-z0-9]{1,8})",
+    r"(?: \((?P<suffix>[0-9a-f]+)\))?(?:_(?P<frame>[0-9]{1,12}))?\.(?P<extension>[a-z0-9]{1,8})",
     re.DOTALL,
 )
 
@@ -193,24 +193,33 @@ def short_hash(uid: str, digits: int) -> str:
     return hashlib.sha256(uid.encode("utf-8", "surrogatepass")).hexdigest()[:digits]
 
 
-def file_name(name: FileName) -> str:
-    """`Series_Number_Image.ext`, with ` (suffix)` and `_Frame` after the image number where given."""
+def file_name(name: FileName, pad: int = 0) -> str:
+    """`Series_Number_Image.ext`, with ` (suffix)` and `_Frame` after the image number where given.
+
+    Numbers are filled up to `pad` digits with zeros.
+    """
     suffix = f" ({name.suffix})" if name.suffix else ""
-    frame = f"_{name.frame}" if name.frame else ""
-    return f"{name.series}_{name.series_number}_{name.instance_number}{suffix}{frame}.{name.extension}"
+    frame = f"_{_number(name.frame, pad)}" if name.frame else ""
+    numbers = f"{_number(name.series_number, pad)}_{_number(name.instance_number, pad)}"
+    return f"{name.series}_{numbers}{suffix}{frame}.{name.extension}"
 
 
-def parse_file_name(text: str) -> FileName | None:
+def _number(value: int, pad: int) -> str:
+    return f"{'-' if value < 0 else ''}{abs(value):0{pad}}"
+
+
+def parse_file_name(text: str, pad: int = 0) -> FileName | None:
     """Exact inverse of `file_name` for every series label and numbers of up to 12 digits.
 
-    None for whatever `file_name` would not write, e.g. `007`, `-0` or upper-case hexadecimal digits.
-    No two readings are possible: a label does not end in `_` and a number, so two numbers at the end are
-    series and image, three have a frame, and brackets followed by two numbers belong to the label.
+    None for whatever `file_name` would not write, e.g. `007` (without `pad`), `-0` or upper-case
+    hexadecimal digits. No two readings are possible: a label does not end in `_` and a number, so two
+    numbers at the end are series and image, three have a frame, and brackets followed by two numbers
+    belong to the label.
     """
     match = _FILE_NAME.fullmatch(text)
     if match is None or _ENDS_LIKE_A_NUMBER.search(match["series"]):
         return None
-    return FileName(
+    name = FileName(
         series=match["series"],
         series_number=int(match["number"]),
         instance_number=int(match["instance"]),
@@ -218,6 +227,8 @@ def parse_file_name(text: str) -> FileName | None:
         frame=int(match["frame"] or 0),
         extension=match["extension"],
     )
+    # Zeros only where they would be written, no frame 0, no number -0.
+    return name if file_name(name, pad) == text else None
 
 
 def _reserved(name: str) -> bool:

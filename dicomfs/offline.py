@@ -16,6 +16,7 @@ from dicomfs.config import MountOptions
 from dicomfs.errors import RenderFailed, UsageError
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.present import Presenter
+from dicomfs.selection import ANY
 from dicomfs.tree import STORED, Entry, Inode
 from dicomfs.view import open_view, run_tasks
 
@@ -31,8 +32,10 @@ class Written:
     """Files that are notices, or are missing, with the reason."""
 
 
-def count(store: Path, options: MountOptions) -> int:
-    """How many instances the store holds, times the formats: for a progress bar."""
+def count(store: Path, options: MountOptions) -> int | None:
+    """How many instances the store holds, times the formats: for a progress bar. None: a part of them."""
+    if ANY not in options.modality or options.since.text:
+        return None
     index = Index(store / INDEX_NAME)
     try:
         return index.counts().instances * len(options.formats)

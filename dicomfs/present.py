@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import trio
@@ -79,8 +80,12 @@ class Presenter:
         self._ahead_through: dict[Inode, int] = {}
         self._cursor: int | None = None
         """Receipt sequence up to which arrivals have been seen."""
+        self._started = 0
+        """Receipt sequence when this mount began to follow."""
         self._noted: int | None = None
         self._settling = False
+        self._first_day = tree.first_day
+        """Of what the kernel has been told so far."""
         self._older = self._older_files()
         self._hungry = trio.lowlevel.ParkingLot()
         """Where `_render_ahead` waits for something in the backlog."""
@@ -224,6 +229,7 @@ class Presenter:
                     await self._take_arrivals(changed)
                     version = now_version
                 self._note_followed()
+                await self._tell_what_left(changed)
                 complaining = False
             except StoreUnavailable as error:
                 if not complaining:
@@ -234,15 +240,18 @@ class Presenter:
     async def _take_arrivals(self, changed: Changed) -> None:
         """Go on where this or an earlier mount has stopped; raises StoreUnavailable anywhere between two."""
         if self._cursor is None:
+            self._started = self.index.last_sequence()
             self._cursor = self._first_cursor()
         while True:
             arrivals = self.index.arrivals(self._cursor, _ARRIVALS_AT_ONCE)
             for arrival in arrivals:
-                if arrival.pool and self.tree.policies:
+                # Of what was there before, however much that is: only windows that were decided too early.
+                is_news = arrival.sequence > self._started
+                if arrival.pool and (is_news or self._is_decided(arrival.pool)):
                     self._growing[arrival.pool] = trio.current_time()
-                if arrival.replaces:
+                if arrival.replaces and is_news:
                     await changed([(folder, e.name) for folder, e in self.tree.names_of(arrival.instance)])
-                if self._warm:
+                if self._warm and is_news:
                     # What its pool decides waits until the pool is quiet.
                     entries = self.tree.files_of(arrival.instance)
                     self._enqueue(entry for entry in entries if not entry.inode.version)
@@ -251,12 +260,24 @@ class Presenter:
             if len(arrivals) < _ARRIVALS_AT_ONCE:
                 return
 
+    def _is_decided(self, pool: str) -> bool:
+        return any(self._renditions.version(pool, policy) for policy in self.tree.policies)
+
+    async def _tell_what_left(self, changed: Changed) -> None:
+        """A day has passed: what is too old for this mount's `since` must not go on being remembered."""
+        first_day = self.tree.first_day
+        if first_day > self._first_day:
+            names = self.tree.left(self._first_day, first_day)
+            while some := list(islice(names, _ARRIVALS_AT_ONCE)):
+                await changed(some)
+        self._first_day = first_day
+
     def _first_cursor(self) -> int:
         noted = [self._renditions.followed(policy) for policy in self.tree.policies]
         if noted and None not in noted:
             return min(n for n in noted if n is not None)
         # Nothing was ever decided: there is nothing to go back for.
-        return self.index.last_sequence()
+        return self._started
 
     def _note_followed(self) -> None:
         """Everything up to the cursor is settled: the next mount need not look at it again."""

@@ -5,12 +5,12 @@ no file. Called by `forget.py`, within `Index.transaction`.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Table, bindparam, case, delete, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, Table, and_, bindparam, delete, exists, func, insert, select, update
 
 from dicomfs.identity import patient_id_key
 from dicomfs.index import IMAGE_BY_ID, shown_name
@@ -18,16 +18,19 @@ from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS
 from dicomfs.schema import (
     PDF,
     PICTURES,
-    REMAINS,
+    days,
+    exam_contents,
     exams,
     forgotten,
     identities,
     instances,
     originals,
+    patient_contents,
     patients,
     removals,
     series,
 )
+from dicomfs.selection import ANY, Selection, modality_key
 
 LOG_KEPT_S: Final = 7 * 86_400.0
 """How long the log remembers names, for a mount that does not look."""
@@ -96,17 +99,43 @@ _DELETE_SERIES = delete(series).where(
 )
 
 
-def _since(shows: int) -> Any:
-    """The first instance that can be shown so, of those of an exam, or of those of a patient's exams."""
-    return func.min(case((instances.c.shows.op("&")(shows) == shows, instances.c.id)))
-
-
-_LEFT = (_since(PICTURES).label("pictures_since"), _since(PDF).label("pdf_since"), func.count().label("rows"))
-_LEFT_OF: Final = {
-    exams: select(*_LEFT).where(instances.c.exam == bindparam("id")),
-    patients: select(*_LEFT)
-    .join(exams, exams.c.id == instances.c.exam)
-    .where(exams.c.patient == bindparam("id")),
+_MODALITIES = select(series.c.modality).distinct().where(series.c.exam == bindparam("id"))
+_HELD = select(exam_contents).where(
+    exam_contents.c.modality == bindparam("modality"),
+    exam_contents.c.shows == bindparam("shows"),
+    exam_contents.c.date == bindparam("date"),
+    exam_contents.c.exam == bindparam("exam"),
+)
+_LEFT = (
+    select(series.c.modality, instances.c.shows, func.min(instances.c.id).label("first"))
+    .join(series, series.c.id == instances.c.series)
+    .where(instances.c.exam == bindparam("id"))
+    .group_by(series.c.modality, instances.c.shows)
+)
+# The exams of a patient that hold such, the latest first, and of one day what came first.
+_LEFT_OF_PATIENT = (
+    select(exam_contents.c.day, exam_contents.c.since)
+    .join(exams, exams.c.id == exam_contents.c.exam)
+    .where(
+        exams.c.patient == bindparam("patient"),
+        exam_contents.c.modality == bindparam("modality"),
+        exam_contents.c.shows == bindparam("shows"),
+        exam_contents.c.date == exams.c.date,
+    )
+    .order_by(exam_contents.c.day.desc(), exam_contents.c.since)
+    .limit(1)
+)
+# Whatever there is of a date is there as any modality and as stored files.
+_LEFT_OF_DAY = (
+    select(exam_contents.c.exam)
+    .where(
+        exam_contents.c.modality == ANY, exam_contents.c.shows == 0, exam_contents.c.date == bindparam("date")
+    )
+    .limit(1)
+)
+_LEFT_IN: Final = {
+    exams: select(instances.c.id).where(instances.c.exam == bindparam("id")).limit(1),
+    patients: select(exams.c.id).where(exams.c.patient == bindparam("id")).limit(1),
 }
 
 
@@ -165,54 +194,98 @@ class Remover:
 
     def _forget_of_exam(self, rows: Iterable[int], now: float) -> None:
         all_series: set[int] = set()
-        exam = 0
-        before: dict[Table, Row[Any]] = {}
+        exam: Row[Any] | None = None
+        patient: Row[Any] | None = None
+        held: list[Row[Any]] = []
         for instance in rows:
             place = self._row(_PLACE, id=instance)
-            if not before:
-                exam = place.exam
-                before[exams] = self._row(_EXAM, id=exam)
-                before[patients] = self._row(_PATIENT, id=before[exams].patient)
+            if exam is None or patient is None:
+                exam = self._row(_EXAM, id=place.exam)
+                patient = self._row(_PATIENT, id=exam.patient)
+                held = list(self._held(exam))
             all_series.add(place.series)
             image = self._row(IMAGE_BY_ID, id=instance)
-            self._note(now, before, image=json.dumps({**image._mapping, "hash": ""}))
+            self._note(now, patient, exam, image=json.dumps({**image._mapping, "hash": ""}))
             self._connection.execute(_DELETE_ORIGINALS, {"gone": instance})
             self._connection.execute(_DELETE_INSTANCE, {"gone": instance})
+        if exam is None or patient is None:
+            return
+        self._note(now, patient, exam, held=[(row.modality, row.shows, row.day, row.since) for row in held])
+        self._reduce_contents(exam, held)
         for one in sorted(all_series):
             self._connection.execute(_DELETE_SERIES, {"gone": one})
-        if before:
-            self._note(now, before, left=self._reduce(exams, exam, now))
-            of_patient = {patients: before[patients]}
-            self._note(now, of_patient, left=self._reduce(patients, before[patients].id, now))
+        self._reduce(exams, exam.id, now)
+        self._reduce(patients, patient.id, now)
+        self._reduce_day(exam.date, now)
 
-    def _reduce(self, table: Table, row: int, now: float) -> int:
-        """Let a folder be what is left of it, or go; returns what it can be shown as still, and `REMAINS`."""
-        left = self._row(_LEFT_OF[table], id=row)
-        if not left.rows:
-            self._connection.execute(delete(table).where(table.c.id == row))
-            return 0
-        self._connection.execute(
-            update(table)
-            .where(table.c.id == row)
-            .values(
-                pictures_since=left.pictures_since,
-                pdf_since=left.pdf_since,
-                # Who compares times must see that the folder is another.
-                updated=func.max(table.c.updated, now),
+    def _held(self, exam: Row[Any]) -> Iterator[Row[Any]]:
+        """What `exam_contents` says of an exam; asked by modality, as its key begins with that."""
+        found = [modality_key(row.modality) for row in self._connection.execute(_MODALITIES, {"id": exam.id})]
+        for modality in dict.fromkeys((ANY, *found)):
+            for shows in (0, PICTURES, PDF):
+                row = self._first(_HELD, modality=modality, shows=shows, date=exam.date, exam=exam.id)
+                if row is not None:
+                    yield row
+
+    def _reduce_contents(self, exam: Row[Any], held: Iterable[Row[Any]]) -> None:
+        """Let views find folders by what is left in them only."""
+        left = self._connection.execute(_LEFT, {"id": exam.id}).all()
+        for row in held:
+            selection = Selection(row.shows, (row.modality,))
+            firsts = [some.first for some in left if selection.takes(some.modality, some.shows)]
+            such = and_(
+                exam_contents.c.modality == row.modality,
+                exam_contents.c.shows == row.shows,
+                exam_contents.c.date == row.date,
+                exam_contents.c.exam == row.exam,
             )
-        )
-        pictures, pdf = left.pictures_since is not None, left.pdf_since is not None
-        return REMAINS | PICTURES * pictures | PDF * pdf
+            if not firsts:
+                self._connection.execute(delete(exam_contents).where(such))
+            else:
+                # An instance may have become such after it came.
+                since = max(row.since, min(firsts))
+                self._connection.execute(update(exam_contents).where(such).values(since=since))
+            self._reduce_patient_contents(exam.patient, row.modality, row.shows)
 
-    def _note(self, now: float, before: dict[Table, Row[Any]], *, image: str = "", left: int = 0) -> None:
+    def _reduce_patient_contents(self, patient: int, modality: str, shows: int) -> None:
+        such = and_(
+            patient_contents.c.modality == modality,
+            patient_contents.c.shows == shows,
+            patient_contents.c.patient == patient,
+        )
+        latest = self._first(_LEFT_OF_PATIENT, patient=patient, modality=modality, shows=shows)
+        if latest is None:
+            self._connection.execute(delete(patient_contents).where(such))
+        else:
+            values = {"latest": latest.day, "risen": latest.since}
+            self._connection.execute(update(patient_contents).where(such).values(values))
+
+    def _reduce(self, table: Table, row: int, now: float) -> None:
+        """Let a folder that is empty now go."""
+        this = table.c.id == row
+        if self._first(_LEFT_IN[table], id=row) is None:
+            self._connection.execute(delete(table).where(this))
+        else:
+            # Who compares times must see that the folder is another.
+            updated = func.max(table.c.updated, now)
+            self._connection.execute(update(table).where(this).values(updated=updated))
+
+    def _reduce_day(self, date: str, now: float) -> None:
+        this = days.c.date == date
+        if self._first(_LEFT_OF_DAY, date=date) is None:
+            self._connection.execute(delete(days).where(this))
+        else:
+            updated = func.max(days.c.updated, now)
+            self._connection.execute(update(days).where(this).values(updated=updated))
+
+    def _note(
+        self, now: float, patient: Row[Any], exam: Row[Any], *, image: str = "", held: Sequence[object] = ()
+    ) -> None:
         folders = {
-            table: json.dumps(dict(before[table]._mapping)) if table in before else ""
-            for table in (patients, exams)
+            name: json.dumps(dict(row._mapping)) for name, row in (("patient", patient), ("exam", exam))
         }
         self._connection.execute(
-            insert(removals).values(
-                removed=now, patient=folders[patients], exam=folders[exams], image=image, left=left
-            )
+            insert(removals).values(removed=now, **folders, image=image, held=json.dumps(held))
         )
 
     def _ids(self, statement: Any, **values: object) -> Iterator[int]:

@@ -22,12 +22,10 @@ from sqlalchemy import (
 )
 from sqlalchemy import Index as TableIndex
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 PICTURES: Final = 1
 PDF: Final = 2
 """Bits of the columns `shows`."""
-REMAINS: Final = 4
-"""Bit of the column `left`: the row itself is still there."""
 
 metadata = MetaData()
 
@@ -52,8 +50,8 @@ patients = Table(
     Column("suffix", Text, nullable=False, comment="tells namesakes apart; empty for the first"),
     Column("folder_key", Text, nullable=False, unique=True, comment="folded name with suffix"),
     Column("id_folder", Text, nullable=False, comment="name component: the Patient ID, or empty"),
-    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
-    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
+    Column("id_suffix", Text, nullable=False, comment="tells equal Patient IDs apart; empty for the first"),
+    Column("id_key", Text, nullable=False, unique=True, comment="folded Patient ID with suffix (`id_label`)"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
@@ -84,14 +82,52 @@ exams = Table(
     Column("folder", Text, nullable=False, comment="name component: the date"),
     Column("suffix", Text, nullable=False, comment="time or hash of a further study of that day; else empty"),
     Column("folder_key", Text, nullable=False, comment="folded name with suffix"),
-    Column("pictures_since", Integer, comment="sequence of the first original shown as pictures, or null"),
-    Column("pdf_since", Integer, comment="sequence of the first original shown as pdf, or null"),
+    Column("day", Text, nullable=False, comment="YYYYMMDD that `since=` is measured on (`day_of_exam`)"),
     Column(
         "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
     ),
     UniqueConstraint("patient", "folder_key"),
     UniqueConstraint("study_uid", "patient", "date"),
     TableIndex("exams_of_patient", "patient", "id"),
+    TableIndex("exams_by_day", "day", "id"),
+)
+
+days = Table(
+    "days",
+    metadata,
+    Column("date", Text, primary_key=True, comment="`exams.date`: a folder where exams are listed by date"),
+    Column(
+        "updated", Float, nullable=False, comment="receipt of the latest original, seconds since the epoch"
+    ),
+    sqlite_with_rowid=False,
+)
+
+# What folders hold, so that none is empty in a view of some modalities, of pictures or of PDF files, and
+# none has to be searched to know. For each instance: its modality and any (`selection.ANY`), by whatever
+# it can be shown as and as stored file (0). The keys begin with what a view asks for.
+
+patient_contents = Table(
+    "patient_contents",
+    metadata,
+    Column("modality", Text, primary_key=True, comment="`modality_key` of the series, or empty: any"),
+    Column("shows", Integer, primary_key=True, comment="0 stored, 1 pictures, 2 pdf"),
+    Column("patient", Integer, primary_key=True, comment="patients.id"),
+    Column("latest", Text, nullable=False, comment="highest `exams.day` of such"),
+    Column("risen", Integer, nullable=False, comment="sequence of the original that brought `latest`"),
+    sqlite_with_rowid=False,
+)
+
+exam_contents = Table(
+    "exam_contents",
+    metadata,
+    Column("modality", Text, primary_key=True, comment="`modality_key` of the series, or empty: any"),
+    Column("shows", Integer, primary_key=True, comment="0 stored, 1 pictures, 2 pdf"),
+    Column("date", Text, primary_key=True, comment="copy of `exams.date`"),
+    Column("exam", Integer, primary_key=True, comment="exams.id"),
+    Column("day", Text, nullable=False, comment="copy of `exams.day`"),
+    Column("since", Integer, nullable=False, comment="sequence of the first original of such"),
+    TableIndex("exam_contents_by_day", "modality", "shows", "date", "day"),
+    sqlite_with_rowid=False,
 )
 
 series = Table(
@@ -186,13 +222,13 @@ removals = Table(
     Column("id", Integer, primary_key=True, comment="order of removal; never given twice"),
     Column("removed", Float, nullable=False, comment="seconds since the epoch; kept for some days"),
     Column("patient", Text, nullable=False, comment="its row as it was, JSON"),
-    Column("exam", Text, nullable=False, comment="its row as it was, JSON; empty: this is about the patient"),
-    Column("image", Text, nullable=False, comment="what was read of it, JSON; empty: about the folder"),
+    Column("exam", Text, nullable=False, comment="its row as it was, JSON"),
+    Column("image", Text, nullable=False, comment="what was read of it, JSON; empty: about its folders"),
     Column(
-        "left",
-        Integer,
+        "held",
+        Text,
         nullable=False,
-        comment="of a folder: what it can still be shown as, 1 pictures, 2 pdf, and 4 if it remains; a sum",
+        comment="what its exam held before (`index.Held`), JSON",
     ),
     sqlite_autoincrement=True,
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dicomfs import explain, status, statusview
+from dicomfs import status, statusview
 from dicomfs.census import ALL, Census
 from dicomfs.config import Settings
 from dicomfs.errors import UsageError
@@ -91,6 +91,9 @@ def _reviewed(sequence: int, settings: Settings) -> Answer:
 
 
 def _explained(options: argparse.Namespace, settings: Settings) -> Answer:
+    # Only here: a mount answers the sooner without the decoders.
+    from dicomfs import explain  # noqa: PLC0415
+
     found = {str(path): explain.explain(settings.store, path) for path in options.paths}
     if options.json:
         return Answer(_json(found))

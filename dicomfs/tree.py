@@ -1,6 +1,7 @@
 """The tree, without FUSE: inodes, names, listings and attributes out of the index.
 
     Patient/ExamDate/Series_Number_Image.jpg             one format: the root of the mount
+    ExamDate/Patient/Series_Number_Image.jpg             layout=date/patient
     jpg/Patient/…  dcm/Patient/…                          several: a folder each
     jpg auto/…  jpg C40 W400/…                            several windows: a folder each, too
 
@@ -12,8 +13,9 @@ renditions, and never renders, waits, or touches an original. Called by `present
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime
 from enum import IntEnum
 from itertools import accumulate
 from pathlib import Path
@@ -21,13 +23,15 @@ from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.gate import Gate, Mark
-from dicomfs.index import Folder, ImageRow, Index, Removal
+from dicomfs.index import DayRow, ExamRow, ImageRow, Index, PatientRow, Removal
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
 from dicomfs.recipes import Kind as Made
 from dicomfs.renditions import Key, Renditions
-from dicomfs.schema import PDF, PICTURES, REMAINS
+from dicomfs.schema import PDF, PICTURES
+from dicomfs.selection import ANY, Selection, Since
+from dicomfs.spelling import Layout, Spelling
 
 FORMAT_CODES: Final = {
     "jpg": 1,
@@ -63,6 +67,8 @@ class Kind(IntEnum):
     PATIENT = 1
     EXAM = 2
     FILE = 3
+    DATE = 4
+    """A folder of exams of one date; its id is that date, `YYYYMMDD` as a number, 0 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,11 @@ class Inode:
         bit  62..61  60..58  57..54  53..46   45..32  31..0
              kind    window  format  version  frame   id
 
-    `format` is the key of a view: a format, with `@` and the number of the window in the mount's options
-    when that is not the first. The id of a file is that of the original it shows, and `version` the pool
-    version (0 for images that decide alone): a picture that changes becomes another inode under the same
-    name. `frame` counts from 1; 0 is a file that is not
-    one of several frames. The root is number 1, as FUSE wants it.
+    A date is of kind 0, as the tops are, with the frame 1. `format` is the key of a view: a format, with
+    `@` and the number of the window in the mount's options when that is not the first. The id of a file is
+    that of the original it shows, and `version` the pool version (0 for images that decide alone): a
+    picture that changes becomes another inode under the same name. `frame` counts from 1; 0 is a file that
+    is not one of several frames. The root is number 1, as FUSE wants it.
     """
 
     kind: Kind
@@ -92,6 +98,8 @@ class Inode:
             return 1
         name, _, window = self.format.partition("@")
         view = int(window or 0) << 4 | FORMAT_CODES[name]
+        if self.kind is Kind.DATE:
+            return view << 54 | _DATE_MARK << 32 | self.id
         return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
 
     @classmethod
@@ -102,11 +110,14 @@ class Inode:
         name = _FORMAT_OF_CODE.get(number >> 54 & 0xF)
         if name is None or number >> 63:
             return None
+        kind, frame = Kind(number >> 61 & 3), number >> 32 & 0x3FFF
+        if kind is Kind.TOP and frame == _DATE_MARK:
+            kind, frame = Kind.DATE, 0
         parts = cls(
-            Kind(number >> 61 & 3),
+            kind,
             number & 0xFFFF_FFFF,
             view_key(name, number >> 58 & 7),
-            number >> 32 & 0x3FFF,
+            frame,
             number >> 46 & 0xFF,
         )
         unused = parts.id if parts.kind is Kind.TOP else 0
@@ -117,6 +128,7 @@ class Inode:
         return parts if parts.number == number else None
 
 
+_DATE_MARK: Final = 1
 _OPEN: Final = Gate()
 
 LAST_VERSION: Final = 0xFF
@@ -218,11 +230,6 @@ def _view(key: str, recipe: Recipe | None, digest: str, *, windows: bool) -> _Vi
     )
 
 
-def _name(row: ImageRow, frame: int, view: _View) -> str:
-    parts = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
-    return file_name(parts)
-
-
 @dataclass(frozen=True, slots=True)
 class Listed:
     """One step of a listing: continue after `cookie`."""
@@ -244,12 +251,23 @@ class Tree:
         formats: Sequence[str],
         frames: int,
         gate: Gate | None = None,
+        layout: Layout = Layout.PATIENT_DATE,
+        spelling: Spelling | None = None,
+        modalities: tuple[str, ...] = (ANY,),
+        since: Since | None = None,
+        today: Callable[[], date] = date.today,
     ) -> None:
         """`formats`: keys of the views (`view_key`), in order; `recipes`: for each rendered one its recipe
-        and the digest that stands for it in `Key`; `gate`: how far names are shown, without one all are.
+        and the digest that stands for it in `Key`; `gate`: how far names are shown, without one all are;
+        `today`: what `since` is counted from.
         """
         self.formats = tuple(formats)
         self.gate = gate or Gate()
+        self._by_date = layout is Layout.DATE_PATIENT
+        self._spelling = spelling or Spelling()
+        self._modalities = modalities
+        self._since = since or Since()
+        self._today = today
         self._index = index
         self._archive = archive
         self._renditions = renditions
@@ -288,24 +306,51 @@ class Tree:
         return entry.name if entry is not None else None
 
     def _find(self, parent: Inode, name: str, gate: Gate) -> Entry | None:
+        """The entry of that name in any case."""
+        entry = self._candidate(parent, name, gate)
+        # Keys may be wider than names: a label is found by its Patient ID alone.
+        return entry if entry is not None and fold(entry.name) == fold(name) else None
+
+    def _candidate(self, parent: Inode, name: str, gate: Gate) -> Entry | None:
+        """The only entry that can have this name."""
         view = self._view_of(parent)
         if view is None:
             found = next((v for v in self._views.values() if fold(v.label) == fold(name)), None)
             return self._view_entry(found) if found and parent == self.root else None
         if parent.kind is Kind.TOP:
-            through = gate.mark((view.key, Kind.PATIENT)).sequence
-            patient = self._index.patient_by_key(fold(name), shows=view.shows, through=through)
-            return self._folder_entry(Kind.PATIENT, patient, view)
-        if parent.kind is Kind.PATIENT:
-            through = gate.mark((view.key, Kind.EXAM)).sequence
-            exam = self._index.exam_by_key(parent.id, fold(name), shows=view.shows, through=through)
-            return self._folder_entry(Kind.EXAM, exam, view)
+            return self._find_top(name, view, gate)
         if parent.kind is Kind.EXAM:
             return self._find_file(parent.id, name, view, gate)
+        selection = self._selection(view, Kind.EXAM, gate)
+        if parent.kind is Kind.DATE and self._by_date:
+            keys = self._spelling.exam_of_day_key(_date(parent), name)
+            patient = self._index.patient_by_key(keys[0]) if keys else None
+            if keys is None or patient is None:
+                return None
+            return self._exam_entry(self._index.exam_by_key(patient.id, keys[1], selection), view)
+        if parent.kind is Kind.PATIENT and not self._by_date:
+            key = self._spelling.exam_key(name)
+            exam = self._index.exam_by_key(parent.id, key, selection) if key else None
+            return self._exam_entry(exam, view)
         return None
 
+    def _find_top(self, name: str, view: _View, gate: Gate) -> Entry | None:
+        """A date or a patient."""
+        selection = self._selection(view, self._top_kind, gate)
+        if self._by_date:
+            found = self._spelling.dates.read(name)
+            if found is None or found[1] or not self._index.day_has_such(found[0], selection):
+                return None
+            return self._date_entry(self._index.day(found[0]), view)
+        key = self._spelling.patient_key(name)
+        patient = self._index.patient_by_key(key) if key else None
+        if patient is None or not self._index.has_such(patient.id, selection):
+            return None
+        return self._patient_entry(patient, view)
+
     def _find_file(self, exam: int, name: str, view: _View, gate: Gate) -> Entry | None:
-        parts = parse_file_name(_AFTER_NUMBERS.sub(lambda match: match[0].lower(), name))
+        lowered = _AFTER_NUMBERS.sub(lambda match: match[0].lower(), name)
+        parts = parse_file_name(lowered, self._spelling.pad)
         if parts is None or parts.extension != view.extension:
             return None
         mark = gate.mark((view.key, Kind.FILE))
@@ -315,8 +360,6 @@ class Tree:
             parts.series_number,
             parts.instance_number,
             parts.suffix,
-            shows=view.shows,
-            through=mark.sequence,
         )
         if row is None or parts.frame not in self._shown_frames(row, view, mark):
             return None
@@ -333,33 +376,71 @@ class Tree:
             return None
         if inode.kind is Kind.TOP:
             return self._view_entry(view) if len(self.formats) > 1 else None
+        # What has left the view answers as a deleted folder does to those who have it open.
         if inode.kind is Kind.PATIENT:
-            return self._folder_entry(Kind.PATIENT, self._index.patient(inode.id), view)
+            return self._patient_entry(self._index.patient(inode.id), view)
+        if inode.kind is Kind.DATE:
+            return self._date_entry(self._index.day(_date(inode)), view)
         if inode.kind is Kind.EXAM:
-            return self._folder_entry(Kind.EXAM, self._index.exam(inode.id), view)
+            return self._exam_entry(self._index.exam(inode.id), view)
         row = self._index.image_shown(inode.id)
         if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
         return self._file_entries([(row, inode.frame)], view, inode.version)[0]
 
     def _root_entry(self) -> Entry:
-        return Entry("", self.root, is_folder=True, size=0, modified=self._index.last_received())
+        return Entry("", self.root, is_folder=True, size=0, modified=self._top_modified())
 
     def _view_entry(self, view: _View) -> Entry:
-        modified = self._index.last_received()
         inode = Inode(Kind.TOP, format=view.key)
-        return Entry(view.label, inode, is_folder=True, size=0, modified=modified)
+        return Entry(view.label, inode, is_folder=True, size=0, modified=self._top_modified())
 
-    @staticmethod
-    def _folder_entry(kind: Kind, folder: Folder | None, view: _View) -> Entry | None:
-        if folder is None:
+    def _top_modified(self) -> float:
+        """The latest receipt, or the midnight at which something may have left."""
+        moved = 0.0
+        if self._since.is_moving:
+            moved = datetime.combine(self._today(), datetime.min.time()).astimezone().timestamp()
+        return max(self._index.last_received(), moved)
+
+    def _patient_entry(self, patient: PatientRow | None, view: _View) -> Entry | None:
+        if patient is None or self._by_date:
             return None
-        inode = Inode(kind, folder.id, view.key)
-        return Entry(folder.name, inode, is_folder=True, size=0, modified=folder.updated)
+        inode = Inode(Kind.PATIENT, patient.id, view.key)
+        return Entry(self._spelling.patient(patient.name), inode, True, 0, patient.updated)
+
+    def _date_entry(self, day: DayRow | None, view: _View) -> Entry | None:
+        if day is None or not self._by_date:
+            return None
+        inode = Inode(Kind.DATE, int(day.date or 0), view.key)
+        return Entry(self._spelling.dates.write(day.date), inode, True, 0, day.updated)
+
+    def _exam_entry(self, exam: ExamRow | None, view: _View) -> Entry | None:
+        if exam is None:
+            return None
+        if self._by_date:
+            name = self._spelling.exam_of_day(exam.patient_name, exam.date, exam.folder)
+        else:
+            name = self._spelling.exam(exam.date, exam.folder)
+        return Entry(name, Inode(Kind.EXAM, exam.id, view.key), True, 0, exam.updated)
+
+    @property
+    def first_day(self) -> str:
+        """The first day of exams that are shown now, `YYYYMMDD`; empty: all. Moves as time passes."""
+        return self._since.first_day(self._today())
+
+    def _selection(self, view: _View, kind: Kind, gate: Gate) -> Selection:
+        """What names of this kind are made of now."""
+        through = gate.mark((view.key, kind)).sequence
+        return Selection(view.shows, self._modalities, self.first_day, through)
+
+    @property
+    def _top_kind(self) -> Kind:
+        """What the folders on top of a view are."""
+        return Kind.DATE if self._by_date else Kind.PATIENT
 
     def _frame_numbers(self, row: ImageRow, view: _View) -> range:
         """Frame numbers under which an instance appears: 0 alone for one file, none if it does not."""
-        if row.shows & view.shows != view.shows:
+        if not Selection(view.shows, self._modalities).takes(row.modality, row.shows):
             return range(0)
         if not view.per_frame or row.frames == 1:
             return range(1)
@@ -367,8 +448,14 @@ class Tree:
 
     def _shown_frames(self, row: ImageRow, view: _View, mark: Mark) -> range:
         """Those of the frame numbers that are published."""
+        if row.id > mark.sequence:
+            return range(0)
         numbers = self._frame_numbers(row, view)
         return numbers if row.id < mark.sequence else numbers[: max(mark.frame + 1 - numbers.start, 0)]
+
+    def _file_name(self, row: ImageRow, frame: int, view: _View) -> str:
+        parts = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
+        return file_name(parts, self._spelling.pad)
 
     def _file_entries(
         self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
@@ -399,7 +486,7 @@ class Tree:
             inode = Inode(Kind.FILE, row.original, view.key, frame, of_file)
             # A picture that changed must look newer than before, and the same from every mount.
             modified = row.modified + max(of_file - 1, 0)
-            name = _name(row, frame, view)
+            name = self._file_name(row, frame, view)
             entries.append(Entry(name, inode, is_folder=False, size=size, modified=modified))
         return entries
 
@@ -418,17 +505,30 @@ class Tree:
                 yield Listed(place, self._view_entry(one))
         elif parent.kind is Kind.EXAM:
             yield from self._list_files(parent, view, after, most)
-        elif parent.kind in (Kind.TOP, Kind.PATIENT):
-            kind = Kind.PATIENT if parent.kind is Kind.TOP else Kind.EXAM
-            through = self.gate.mark((view.key, kind)).sequence
-            if kind is Kind.PATIENT:
-                folders = self._index.patient_page(after, most, shows=view.shows, through=through)
-            else:
-                folders = self._index.exam_page(parent.id, after, most, shows=view.shows, through=through)
-            for folder in folders:
-                entry = self._folder_entry(kind, folder, view)
-                if entry is not None:
-                    yield Listed(folder.id, entry)
+        else:
+            yield from self._list_folders(parent, view, after, most)
+
+    def _list_folders(self, parent: Inode, view: _View, after: int, most: int) -> Iterator[Listed]:
+        """The cookie of a patient or an exam is its id; that of a date is the date, and one more."""
+        kind = self._top_kind if parent.kind is Kind.TOP else Kind.EXAM
+        selection = self._selection(view, kind, self.gate)
+        entries: list[Entry | None] = []
+        if parent.kind is Kind.TOP and self._by_date:
+            last = (f"{after - 1:08}" if after > 1 else "") if after else None
+            entries = [self._date_entry(day, view) for day in self._index.day_page(last, most, selection)]
+        elif parent.kind is Kind.TOP:
+            page = self._index.patient_page(after, most, selection)
+            entries = [self._patient_entry(patient, view) for patient in page]
+        else:
+            exams = []
+            if parent.kind is Kind.PATIENT and not self._by_date:
+                exams = self._index.exam_page(parent.id, after, most, selection)
+            elif parent.kind is Kind.DATE and self._by_date:
+                exams = self._index.exams_of_day(_date(parent), after, most, selection)
+            entries = [self._exam_entry(exam, view) for exam in exams]
+        for entry in entries:
+            if entry is not None:
+                yield Listed(entry.inode.id + (entry.inode.kind is Kind.DATE), entry)
 
     def _list_files(self, exam: Inode, view: _View, after: int, most: int) -> Iterator[Listed]:
         """A file's cookie is its instance id and frame number."""
@@ -436,8 +536,8 @@ class Tree:
         mark = self.gate.mark((view.key, Kind.FILE))
         files: list[tuple[ImageRow, int]] = []
         # One more than asked for, since all of the first may have been handed out before.
-        rows = self._index.image_page(exam.id, first, most + 1, shows=view.shows, through=mark.sequence)
-        for row in rows:
+        selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
+        for row in self._index.image_page(exam.id, first, most + 1, selection):
             numbers = self._shown_frames(row, view, mark)
             start = 0 if row.id != first or not after else done + 1
             rest = range(max(numbers.start, start), numbers.stop)
@@ -518,39 +618,59 @@ class Tree:
     def appearances(self, sequence: int, instance: int) -> Iterator[Appearance]:
         """Names that the original of this receipt number brought with it, in every view, folders first."""
         row = self._index.image(instance)
-        patient = self._index.patient(row.patient) if row else None
         exam = self._index.exam(row.exam) if row else None
-        if row is None or patient is None or exam is None:
+        if row is None or exam is None:
             return
         for view in self._views.values():
-            if patient.since(view.shows) == sequence:
-                rank = (view.key, Kind.PATIENT)
-                yield Appearance(self._top(view), patient.name, True, rank, Mark(sequence))
-            if exam.since(view.shows) == sequence:
-                rank, folder = (view.key, Kind.EXAM), Inode(Kind.PATIENT, patient.id, view.key)
-                yield Appearance(folder, exam.name, True, rank, Mark(sequence))
+            selection = Selection(view.shows, self._modalities, self.first_day, sequence)
+            earlier = replace(selection, through=sequence - 1)
+            if not self._index.exam_has_such(exam.id, exam.date, selection):
+                continue
+            holder, entry = self._holder(exam, view.key), self._exam_entry(exam, view)
+            above = self.entry(holder)
+            if above is not None and not self._holds_such(exam, earlier):
+                rank = (view.key, holder.kind)
+                yield Appearance(self._top(view), above.name, True, rank, Mark(sequence))
+            if entry is not None and not self._index.exam_has_such(exam.id, exam.date, earlier):
+                yield Appearance(holder, entry.name, True, (view.key, Kind.EXAM), Mark(sequence))
             if instance != sequence:
                 continue
             rank, folder = (view.key, Kind.FILE), Inode(Kind.EXAM, exam.id, view.key)
             for frame in self._frame_numbers(row, view):
-                yield Appearance(folder, _name(row, frame, view), False, rank, Mark(sequence, frame))
+                name = self._file_name(row, frame, view)
+                yield Appearance(folder, name, False, rank, Mark(sequence, frame))
 
     def disappearances(self, removal: Removal) -> Iterator[Disappearance]:
         """Names that went from the views of this mount with something that was forgotten."""
         for view in self._views.values():
-            patient = self._folder_entry(Kind.PATIENT, removal.patient, view)
-            exam = self._folder_entry(Kind.EXAM, removal.exam, view)
-            way = tuple(entry for entry in (patient, exam) if entry is not None)
+            exam, top = self._exam_entry(removal.exam, view), self._top(view)
+            if self._by_date:
+                above = self._date_entry(DayRow(removal.exam.date, removal.exam.updated), view)
+            else:
+                above = self._patient_entry(removal.patient, view)
+            if above is None or exam is None:
+                continue
             if removal.image is not None:
                 files = [(removal.image, frame) for frame in self._frame_numbers(removal.image, view)]
                 for (row, frame), entry in zip(files, self._file_entries(files, view), strict=True):
                     mark = Mark(row.id, frame)
-                    yield Disappearance(self._top(view), (*way, entry), (view.key, Kind.FILE), mark)
+                    yield Disappearance(top, (above, exam, entry), (view.key, Kind.FILE), mark)
                 continue
-            folder, kind = (removal.exam or removal.patient), (Kind.EXAM if removal.exam else Kind.PATIENT)
-            since = folder.since(view.shows)
-            if since is not None and not removal.left & (view.shows or REMAINS):
-                yield Disappearance(self._top(view), way, (view.key, kind), Mark(since))
+            selection = self._selection(view, Kind.EXAM, self.gate)
+            since = min((held.since for held in removal.held if held.is_of(selection)), default=None)
+            if since is None:
+                continue
+            if not self._index.exam_has_such(removal.exam.id, removal.exam.date, selection):
+                yield Disappearance(top, (above, exam), (view.key, Kind.EXAM), Mark(since))
+            selection = self._selection(view, self._top_kind, self.gate)
+            if not self._holds_such(removal.exam, selection):
+                yield Disappearance(top, (above,), (view.key, self._top_kind), Mark(since))
+
+    def _holds_such(self, exam: ExamRow, selection: Selection) -> bool:
+        """Whether the folder that an exam is in has anything of a selection."""
+        if self._by_date:
+            return self._index.day_has_such(exam.date, selection)
+        return self._index.has_such(exam.patient, selection)
 
     def _top(self, view: _View) -> Inode:
         """The folder that holds a view's patients."""
@@ -576,7 +696,45 @@ class Tree:
     def parent(self, inode: Inode) -> Inode | None:
         """The folder that holds a folder; for `..`."""
         if inode.kind is Kind.EXAM:
-            patient = self._index.patient_of_exam(inode.id)
-            return Inode(Kind.PATIENT, patient, inode.format) if patient else None
-        several = len(self.formats) > 1 and inode.kind is Kind.PATIENT
+            exam = self._index.exam(inode.id)
+            return self._holder(exam, inode.format) if exam else None
+        several = len(self.formats) > 1 and inode.kind in (Kind.PATIENT, Kind.DATE)
         return replace(Inode(Kind.TOP), format=inode.format if several else "")
+
+    def _holder(self, exam: ExamRow, key: str) -> Inode:
+        """The folder that an exam is in."""
+        if self._by_date:
+            return Inode(Kind.DATE, int(exam.date or 0), key)
+        return Inode(Kind.PATIENT, exam.patient, key)
+
+    # As time passes
+
+    def left(self, before: str, now: str, most: int = 500) -> Iterator[tuple[Inode, str]]:
+        """(folder, name) of each folder that was shown while `first_day` was `before` and is not since `now`.
+
+        What is inside another comes first. Exams, and the patients or dates of which nothing is left; a
+        folder that still has something of a view is not among them.
+        """
+        holders: dict[Inode, ExamRow] = {}
+        place = (before, 0)
+        while page := self._index.exams_between(place, now, most):
+            for _, exam in page:
+                for view in self._views.values():
+                    former = replace(self._selection(view, Kind.EXAM, self.gate), first_day=before)
+                    entry, holder = self._exam_entry(exam, view), self._holder(exam, view.key)
+                    if entry is not None and self._index.exam_has_such(exam.id, exam.date, former):
+                        holders[holder] = exam
+                        yield holder, entry.name
+            day, last = page[-1]
+            place = (day, last.id)
+        for holder, exam in holders.items():
+            view = self._views[holder.format]
+            present = replace(self._selection(view, holder.kind, self.gate), first_day=now)
+            entry = self.entry(holder)
+            if entry is not None and not self._holds_such(exam, present):
+                yield self._top(view), entry.name
+
+
+def _date(inode: Inode) -> str:
+    """The date that the inode of a date stands for."""
+    return f"{inode.id:08}" if inode.id else ""

@@ -25,6 +25,7 @@ from dicomfs.model import Recipe
 from dicomfs.present import Presenter
 from dicomfs.recipes import FORMATS, Kind
 from dicomfs.renditions import RENDITIONS_NAME, Key, Renditions
+from dicomfs.spelling import Spelling
 from dicomfs.tree import STORED, Tree, view_key
 from dicomfs.workers import Workers
 
@@ -87,7 +88,17 @@ async def _presenter(
         # What comes in from now on is shown when watchers have been told of it.
         gate = Gate(index.last_sequence() if options.live else EVERYTHING)
         tree = Tree(
-            index, Archive(store), renditions, recipes, formats=keys, frames=options.frames, gate=gate
+            index,
+            Archive(store),
+            renditions,
+            recipes,
+            formats=keys,
+            frames=options.frames,
+            layout=options.layout,
+            spelling=Spelling(options.label, options.date_format, options.pad),
+            modalities=options.modality,
+            since=options.since,
+            gate=gate,
         )
         cache: Cache[Key, bytes] = Cache(options.cache, len)
         presenter = Presenter(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Table, bindparam, func, insert, select, update
+from sqlalchemy import Table, bindparam, case, func, select, update
+from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
 from dicomfs.identity import identity_of
@@ -33,7 +34,21 @@ from dicomfs.naming import (
 from dicomfs.owners import Known, Owners
 from dicomfs.recipes import ENCAPSULATED_PDF
 from dicomfs.retired import Retired
-from dicomfs.schema import PDF, PICTURES, counter, exams, instances, originals, patients, series
+from dicomfs.schema import (
+    PDF,
+    PICTURES,
+    counter,
+    days,
+    exam_contents,
+    exams,
+    instances,
+    originals,
+    patient_contents,
+    patients,
+    series,
+)
+from dicomfs.selection import ANY, day_of_exam, modality_key
+from dicomfs.spelling import id_label
 from dicomfs.statement import Statement as _Statement
 
 _CLOCK_TOLERANCE_S: Final = 86_400.0
@@ -95,14 +110,14 @@ _SAME_IDENTITY = _Statement(
     .limit(1)
 )
 _EXAM = _Statement(
-    select(exams.c.id).where(
+    select(exams.c.id, exams.c.date, exams.c.day).where(
         exams.c.study_uid == bindparam("study_uid"),
         exams.c.patient == bindparam("patient"),
         exams.c.date == bindparam("date"),
     )
 )
 _SERIES = _Statement(
-    select(series.c.id).where(
+    select(series.c.id, series.c.modality).where(
         series.c.exam == bindparam("exam"),
         series.c.series_uid == bindparam("series_uid"),
         series.c.name_key == bindparam("name_key"),
@@ -110,6 +125,7 @@ _SERIES = _Statement(
     )
 )
 _PATIENT_TAKEN = _Statement(select(patients.c.id).where(patients.c.folder_key == bindparam("key")))
+_PATIENT_ID_TAKEN = _Statement(select(patients.c.id).where(patients.c.id_key == bindparam("key")))
 _EXAM_TAKEN = _Statement(
     select(exams.c.id).where(exams.c.patient == bindparam("patient"), exams.c.folder_key == bindparam("key"))
 )
@@ -131,14 +147,30 @@ _TOUCH = {
     table: _Statement(
         update(table)
         .where(table.c.id == bindparam("row"))
-        .values(
-            pictures_since=func.coalesce(table.c.pictures_since, bindparam("pictures")),
-            pdf_since=func.coalesce(table.c.pdf_since, bindparam("pdf")),
-            updated=func.max(table.c.updated, bindparam("received")),
-        )
+        .values(updated=func.max(table.c.updated, bindparam("received")))
     )
     for table in (patients, exams)
 }
+_DAY = insert(days)
+_TOUCH_DAY = _Statement(
+    _DAY.on_conflict_do_update(
+        index_elements=[days.c.date], set_={"updated": func.max(days.c.updated, _DAY.excluded.updated)}
+    )
+)
+_EXAM_HOLDS = _Statement(insert(exam_contents).on_conflict_do_nothing())
+_OF_PATIENT = insert(patient_contents)
+_PATIENT_HOLDS = _Statement(
+    _OF_PATIENT.on_conflict_do_update(
+        index_elements=list(patient_contents.primary_key),
+        set_={
+            "latest": func.max(patient_contents.c.latest, _OF_PATIENT.excluded.latest),
+            "risen": case(
+                (_OF_PATIENT.excluded.latest > patient_contents.c.latest, _OF_PATIENT.excluded.risen),
+                else_=patient_contents.c.risen,
+            ),
+        },
+    )
+)
 _INSERT = {table: _Statement(insert(table)) for table in (patients, exams, series, instances, originals)}
 _SHOW = _Statement(
     update(instances)
@@ -156,7 +188,15 @@ _SHOW = _Statement(
     )
 )
 _PLACE_OF = _Statement(
-    select(instances.c.series, instances.c.exam, exams.c.patient)
+    select(
+        series.c.id,
+        series.c.modality,
+        exams.c.id.label("exam"),
+        exams.c.patient,
+        exams.c.date,
+        exams.c.day,
+    )
+    .join(series, series.c.id == instances.c.series)
     .join(exams, exams.c.id == instances.c.exam)
     .where(instances.c.id == bindparam("instance"))
 )
@@ -165,37 +205,42 @@ _COUNT = _Statement(update(counter).values(last_sequence=bindparam("last")))
 
 
 @dataclass(frozen=True, slots=True)
-class _Since:
-    """Receipt sequence numbers since when a folder has something to be shown as; None: it has not."""
+class _Exam:
+    """An exam, with what places it among the days."""
 
-    pictures: int | None = None
-    pdf: int | None = None
+    id: int
+    patient: int
+    date: str
+    day: str
 
-    def or_else(self, later: "_Since") -> "_Since":
-        """The first of each."""
-        return _Since(
-            later.pictures if self.pictures is None else self.pictures,
-            later.pdf if self.pdf is None else self.pdf,
-        )
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """A series, with what filters go by: the modality of its first image, for all of them."""
+
+    id: int
+    modality: str
 
 
 @dataclass(slots=True)
 class Recollection:
-    """Ids that a connection's last transactions found or made; forgotten when it may be out of date."""
+    """What a connection's last transactions found or made; forgotten when it may be out of date."""
 
     owners: Known = field(default_factory=Known)
-    exams: dict[tuple[int, str, str], int] = field(default_factory=dict)
-    series: dict[tuple[int, str, str, int], int] = field(default_factory=dict)
+    exams: dict[tuple[int, str, str], _Exam] = field(default_factory=dict)
+    series: dict[tuple[int, str, str, int], _Series] = field(default_factory=dict)
+    contents: set[tuple[int, str, int]] = field(default_factory=set)
+    """(exam, modality, shows) that are on record."""
 
     def clear(self) -> None:
         """Forget everything: a transaction was rolled back, or somebody else wrote."""
-        self.owners.patients.clear()
-        self.exams.clear()
-        self.series.clear()
+        for kept in (self.owners.patients, self.exams, self.series, self.contents):
+            kept.clear()
 
     def bound(self) -> None:
         """Forget what takes too much memory."""
-        if max(len(self.owners.patients), len(self.exams), len(self.series)) > _REMEMBERED:
+        kept = (len(self.owners.patients), len(self.exams), len(self.series), len(self.contents))
+        if max(kept) > _REMEMBERED:
             self.clear()
 
 
@@ -208,17 +253,19 @@ class Writer:
         self._last_sequence = 0
         self._owners = Owners(connection, self._recollection.owners)
         self._retired = Retired(connection)
-        self._touched: dict[tuple[Table, int], tuple[_Since, float]] = {}
+        self._touched: dict[tuple[Table, int], float] = {}
+        self._touched_days: dict[str, float] = {}
 
     def finish(self) -> None:
         """Write what was put together for all of the transaction; called before it is committed."""
         if self._last_sequence:
             _COUNT.run(self._connection, last=self._last_sequence)
-        for (table, row), (since, received) in self._touched.items():
-            _TOUCH[table].run(
-                self._connection, row=row, received=received, pictures=since.pictures, pdf=since.pdf
-            )
+        for (table, row), received in self._touched.items():
+            _TOUCH[table].run(self._connection, row=row, received=received)
+        for day, received in self._touched_days.items():
+            _TOUCH_DAY.run(self._connection, date=day, updated=received)
         self._touched.clear()
+        self._touched_days.clear()
         self._recollection.bound()
 
     def next_sequence(self) -> int:
@@ -299,7 +346,7 @@ class Writer:
             self._new_patient(header, sequence, receipt)
             patient = sequence
         else:
-            self._touch(patients, patient, header, receipt, sequence)
+            self._touch(patients, patient, receipt)
         self._owners.record(header, patient, sequence)
         return patient
 
@@ -312,16 +359,20 @@ class Writer:
                 or self._retired.patient(_folder_key(folder, s, PATIENT_UNITS), identity_of(header).text)
             ),
         )
-        since = _since(header, sequence)
+        id_folder = component(header.patient_id, PATIENT_UNITS)
+        id_suffix = _first_free(
+            ["", identity_of(header).issuer, *_of_identity(header, sequence)],
+            lambda s: self._is_taken(_PATIENT_ID_TAKEN, key=fold(id_label(id_folder, s))),
+        )
         _INSERT[patients].run(
             self._connection,
             id=sequence,
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, PATIENT_UNITS),
-            id_folder=component(header.patient_id, PATIENT_UNITS),
-            pictures_since=since.pictures,
-            pdf_since=since.pdf,
+            id_folder=id_folder,
+            id_suffix=id_suffix,
+            id_key=fold(id_label(id_folder, id_suffix)),
             updated=receipt.received,
         )
 
@@ -330,23 +381,39 @@ class Writer:
     def _is_taken(self, statement: _Statement, **values: object) -> bool:
         return statement.first(self._connection, **values) is not None
 
-    def _touch(self, table: Table, row: int, header: Header, receipt: Receipt, sequence: int) -> None:
-        earlier, received = self._touched.get((table, row), (_Since(), 0.0))
-        self._touched[table, row] = (
-            earlier.or_else(_since(header, sequence)),
-            max(received, receipt.received),
-        )
+    def _touch(self, table: Table, row: int, receipt: Receipt) -> None:
+        self._touched[table, row] = max(self._touched.get((table, row), 0.0), receipt.received)
 
-    def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> int:
+    def _touch_exam(self, exam: _Exam, receipt: Receipt) -> None:
+        self._touch(exams, exam.id, receipt)
+        self._touch_day(exam.date, receipt)
+
+    def _touch_day(self, day: str, receipt: Receipt) -> None:
+        self._touched_days[day] = max(self._touched_days.get(day, 0.0), receipt.received)
+
+    def _note_contents(self, exam: _Exam, modality: str, shows: int, sequence: int) -> None:
+        """Let views that ask for such an instance find the folders it is in."""
+        for shown in [0, *(bit for bit in (PICTURES, PDF) if shows & bit)]:
+            for key in dict.fromkeys((ANY, modality_key(modality))):
+                if (exam.id, key, shown) in self._recollection.contents:
+                    continue
+                common = {"modality": key, "shows": shown}
+                of_exam = {"date": exam.date, "exam": exam.id, "day": exam.day, "since": sequence}
+                of_patient = {"patient": exam.patient, "latest": exam.day, "risen": sequence}
+                _EXAM_HOLDS.run(self._connection, **common, **of_exam)
+                _PATIENT_HOLDS.run(self._connection, **common, **of_patient)
+                self._recollection.contents.add((exam.id, key, shown))
+
+    def _exam(self, header: Header, receipt: Receipt, sequence: int, patient: int) -> _Exam:
         place = (patient, header.study_uid, header.study_date)
         found = self._recollection.exams.get(place)
         if found is None:
             row = _EXAM.first(
                 self._connection, study_uid=header.study_uid, patient=patient, date=header.study_date
             )
-            found = int(row.id) if row else None
+            found = _Exam(row.id, patient, row.date, row.day) if row else None
         if found is not None:
-            self._touch(exams, found, header, receipt, sequence)
+            self._touch_exam(found, receipt)
             self._recollection.exams[place] = found
             return found
         folder, owner = exam_folder(header.study_date), f"{header.study_uid}\n{header.study_date}"
@@ -357,7 +424,6 @@ class Writer:
                 or self._retired.exam(patient, _folder_key(folder, s, EXAM_UNITS), owner)
             ),
         )
-        since = _since(header, sequence)
         _INSERT[exams].run(
             self._connection,
             id=sequence,
@@ -367,14 +433,15 @@ class Writer:
             folder=folder,
             suffix=suffix,
             folder_key=_folder_key(folder, suffix, EXAM_UNITS),
-            pictures_since=since.pictures,
-            pdf_since=since.pdf,
+            day=day_of_exam(header.study_date, receipt.received),
             updated=receipt.received,
         )
-        self._recollection.exams[place] = sequence
-        return sequence
+        made = _Exam(sequence, patient, header.study_date, day_of_exam(header.study_date, receipt.received))
+        self._touch_day(made.date, receipt)
+        self._recollection.exams[place] = made
+        return made
 
-    def _series(self, header: Header, sequence: int, exam: int) -> int:
+    def _series(self, header: Header, sequence: int, exam: int) -> _Series:
         base, number = series_label(header.series_name), header.series_number or 0
         name_key = fold(base)
         place = (exam, header.series_uid, name_key, number)
@@ -383,7 +450,7 @@ class Writer:
             row = _SERIES.first(
                 self._connection, exam=exam, series_uid=header.series_uid, name_key=name_key, number=number
             )
-            found = int(row.id) if row else None
+            found = _Series(row.id, row.modality) if row else None
         if found is not None:
             self._recollection.series[place] = found
             return found
@@ -409,13 +476,15 @@ class Writer:
             name_key=name_key,
             number=number,
         )
-        self._recollection.series[place] = sequence
-        return sequence
+        made = _Series(sequence, header.modality)
+        self._recollection.series[place] = made
+        return made
 
     def _instance(self, header: Header, receipt: Receipt, sequence: int, patient: int, unique: str) -> None:
         """`unique`: what a suffix is made of when the number is taken."""
         exam = self._exam(header, receipt, sequence, patient)
-        series_id = self._series(header, sequence, exam)
+        its_series = self._series(header, sequence, exam.id)
+        series_id = its_series.id
         number = header.instance_number or 0
         suffix = _first_free(
             ["", *_hashes(unique, 6)],
@@ -428,7 +497,7 @@ class Writer:
             self._connection,
             id=sequence,
             series=series_id,
-            exam=exam,
+            exam=exam.id,
             sop_uid=header.sop_instance_uid,
             sop_class_uid=header.sop_class_uid,
             number=number,
@@ -441,12 +510,15 @@ class Writer:
             modified=_modified(header, receipt),
             shown=sequence,
         )
+        self._note_contents(exam, its_series.modality, _shows(header), sequence)
 
     def _show(self, header: Header, receipt: Receipt, instance: int, original: int) -> None:
         """Let an instance show another original from now on, under the name that it has."""
         place = _PLACE_OF.first(self._connection, instance=instance)
-        self._touch(patients, int(place.patient), header, receipt, original)
-        self._touch(exams, int(place.exam), header, receipt, original)
+        exam = _Exam(place.exam, place.patient, place.date, place.day)
+        self._touch(patients, exam.patient, receipt)
+        self._touch_exam(exam, receipt)
+        self._note_contents(exam, place.modality, _shows(header), original)
         _SHOW.run(
             self._connection,
             instance=instance,
@@ -456,7 +528,7 @@ class Writer:
             row_count=header.rows,
             column_count=header.columns,
             can_show=_shows(header),
-            pool_key=f"{place.series}:{header.pool}" if header.pool else "",
+            pool_key=f"{place.id}:{header.pool}" if header.pool else "",
             time=_modified(header, receipt),
         )
 
@@ -476,8 +548,13 @@ def _patient_suffixes(header: Header, folder: str, sequence: int) -> list[str]:
     return [
         "",
         *telling,
-        *_hashes(f"{identity.issuer}\n{identity.patient_id}\n{header.study_uid}\n{sequence}", 4),
+        *_of_identity(header, sequence),
     ]
+
+
+def _of_identity(header: Header, sequence: int) -> list[str]:
+    identity = identity_of(header)
+    return _hashes(f"{identity.issuer}\n{identity.patient_id}\n{header.study_uid}\n{sequence}", 4)
 
 
 def _modified(header: Header, receipt: Receipt) -> float:
@@ -496,11 +573,6 @@ def _first_free(suffixes: Sequence[str], taken: Callable[[str], bool]) -> str:
         if (suffix or place == 0) and not taken(suffix):
             return suffix
     raise StoreUnavailable("no free name could be found")
-
-
-def _since(header: Header, sequence: int) -> _Since:
-    shows = _shows(header)
-    return _Since(sequence if shows & PICTURES else None, sequence if shows & PDF else None)
 
 
 def _shows(header: Header) -> int:

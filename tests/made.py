@@ -13,7 +13,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
-from dicomfs.gate import Gate
 from dicomfs.index import Index
 from dicomfs.model import Header, Receipt, Recipe
 from dicomfs.renditions import Renditions
@@ -81,17 +80,14 @@ def add_at_once(index: Index, headers: Iterable[Header], received: float = RECEI
 
 
 def tree(
-    folder: Path,
-    index: Index,
-    *,
-    formats: Iterable[str] = ("jpg",),
-    frames: int = 1000,
-    gate: Gate | None = None,
+    folder: Path, index: Index, *, formats: Iterable[str] = ("jpg",), frames: int = 1000, **view_options: Any
 ) -> tuple[Tree, Renditions]:
-    """A view of an index; the caller closes the renditions."""
+    """A view of an index; the caller closes the renditions. `view_options`: as `Tree` takes them."""
     renditions = Renditions(folder / "renditions.sqlite3", index.store_id)
     recipes = {name: (Recipe(name), f"digest of {name}") for name in formats if name != "dcm"}
-    view = Tree(index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames, gate=gate)
+    view = Tree(
+        index, Archive(folder), renditions, recipes, formats=tuple(formats), frames=frames, **view_options
+    )
     return view, renditions
 
 

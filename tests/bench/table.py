@@ -28,11 +28,34 @@ class Scale:
     pictures: int = 2000
     arrivals: int = 500
     rounds: int = 3
+    instances: tuple[int, ...] = (50_000, 500_000, 5_000_000)
+    """Sizes of an index, ascending."""
+    populations: Path | None = None
+    """Where such indexes are kept from one run to the next; None: they are made and thrown away."""
+    listed: int = 1000
+    """Images of a series that is listed."""
+    repeats: int = 2000
+    cold: int = 100
+    """Repetitions of what comes upon an index that is not in memory."""
+    walked: int = 100_000
+    """Files of a mount that are looked at."""
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 
 
-QUICK = Scale(images=16, small_images=16, frames=8, pictures=24, arrivals=20, rounds=1)
+QUICK = Scale(
+    images=16,
+    small_images=16,
+    frames=8,
+    pictures=24,
+    arrivals=20,
+    rounds=1,
+    listed=16,
+    instances=(300, 2000),
+    repeats=20,
+    cold=3,
+    walked=500,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +151,12 @@ def rows(name: str, lines: Sequence[Line]) -> Iterator[tuple[str, ...]]:
 
 def _spread(seconds: Sequence[float]) -> str:
     """Median, and the range when there are several."""
-    text = f"{statistics.median(seconds):.2f}"
-    return f"{text} ({min(seconds):.2f}-{max(seconds):.2f})" if len(seconds) > 1 else text
+    text = _short(statistics.median(seconds))
+    return f"{text} ({_short(min(seconds))}-{_short(max(seconds))})" if len(seconds) > 1 else text
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.2f}" if seconds >= 0.01 else f"{seconds:.6f}"
 
 
 def table(body: Sequence[tuple[str, ...]]) -> str:

@@ -11,8 +11,8 @@ from pydicom.uid import UID
 
 from dicomfs import cli
 from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
-from dicomfs.gate import EVERYTHING
 from dicomfs.index import Index
+from dicomfs.selection import Selection
 from tests.support import shipped
 
 
@@ -157,9 +157,7 @@ def test_numbers_are_given_in_the_order_of_the_files(tmp_path: Path) -> None:
     assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), *files]) == cli.OK
     index = Index(tmp_path / "s" / "index.sqlite3")
     try:
-        assert [row.number for row in index.image_page(1, 0, 100, shows=0, through=EVERYTHING)] == list(
-            range(1, 61)
-        )
+        assert [row.number for row in index.image_page(1, 0, 100, Selection())] == list(range(1, 61))
     finally:
         index.close()
 
@@ -191,10 +189,10 @@ def test_a_placeholder_id_does_not_merge_strangers(tmp_path: Path) -> None:
     assert cli.main(["import", "-q", "--store", str(tmp_path / "s"), *files]) == cli.OK
     index = Index(tmp_path / "s" / "index.sqlite3")
     try:
-        patients = index.patient_page(0, 10, shows=0, through=EVERYTHING)
+        patients = index.patient_page(0, 10, Selection())
     finally:
         index.close()
-    assert [patient.name for patient in patients] == ["Meier Anna", "Schulz Bernd"]
+    assert [patient.name.folder for patient in patients] == ["Meier Anna", "Schulz Bernd"]
 
 
 @pytest.mark.usefixtures("expected_warnings")

@@ -109,3 +109,45 @@ def test_one_phase_is_not_brighter_than_another(tmp_path: Path) -> None:
             greys.setdefault(int(value), set()).add(int(grey))
     assert all(len(seen) == 1 for seen in greys.values())
     assert len(greys) > 100
+
+
+def test_two_views_of_one_store_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_fuse()
+    store, plain, other, output = (tmp_path / name for name in ("store", "plain", "other", "out"))
+    for folder in (plain, other, tmp_path / "cine"):
+        folder.mkdir()
+    sources = [str(shipped("CT_small.dcm")), *map(str, cine(tmp_path / "cine", slices=1, phases=2))]
+    assert cli.main(["import", "-q", "--store", str(store), *sources]) == cli.OK
+    options = "formats=png,layout=date/patient,label=name-id,date_format=%d.%m.%Y,pad=3,modality=MR"
+    ct = dcmread(sources[0])
+    with (
+        running(
+            command_line("mount", "--store", store, plain),
+            *(tmp_path / "log", lambda: mounted(plain), "the mount"),
+            mountpoint=plain,
+        ),
+        running(
+            command_line("mount", "--store", store, other, "-o", options),
+            *(tmp_path / "log2", lambda: mounted(other), "the other mount"),
+            mountpoint=other,
+        ),
+    ):
+        both = sorted(path.name for path in plain.iterdir())
+        assert len(both) == 2
+        assert any(str(ct.PatientName.family_name) in name for name in both)
+        (day,) = other.iterdir()
+        (patient,) = day.iterdir()
+        mr = dcmread(sources[1])
+        stem = str(mr.PatientName).replace("^", " ")
+        assert day.name == f"{mr.StudyDate[6:]}.{mr.StudyDate[4:6]}.{mr.StudyDate[:4]}"
+        assert patient.name == f"{stem} ({mr.PatientID})"
+        pictures = sorted(path.name for path in patient.iterdir())
+        series = f"{mr.SeriesDescription}_{int(mr.SeriesNumber):03}"
+        assert pictures == [f"{series}_001.png", f"{series}_002.png"]
+        capsys.readouterr()
+        assert cli.main(["status", "--store", str(store), str(patient / pictures[0])]) == cli.OK
+        assert str(mr.SOPInstanceUID) in capsys.readouterr().out
+        shown = {path.relative_to(other): path.read_bytes() for path in files(other)}
+    argv = ["render", "-q", "--output", str(output), "-o", options, *sources]
+    assert cli.main(argv) == cli.OK
+    assert {path.relative_to(output): path.read_bytes() for path in files(output)} == shown

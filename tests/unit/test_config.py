@@ -6,6 +6,8 @@ import pytest
 
 from dicomfs.config import MountOptions, load, mount_options, option_help
 from dicomfs.errors import UsageError
+from dicomfs.selection import Since
+from dicomfs.spelling import Label, Layout
 
 
 def test_later_options_win_and_lists_are_joined_by_plus() -> None:
@@ -43,13 +45,22 @@ def test_an_unknown_option_lists_the_valid_ones() -> None:
     [
         *("formats=", "formats=doc", "formats=jpg+", "quality=0", "quality=101", "quality=high", "quality"),
         *("cache=much", "umask=9", "umask=07777", "warm=maybe", "frames=0", "frames=50000", "uid=-1"),
-        *("workers=1000", "time_limit=0", "allow_other=perhaps"),
+        *("workers=1000", "time_limit=0", "allow_other=perhaps", "layout=date", "label=birthday", "pad=7"),
+        *("date_format=%d.%m.%y", "date_format=%Y/%m/%d", "since=lately", "modality=", "modality=M?"),
     ],
 )
 def test_wrong_values_name_option_and_remedy(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         mount_options([text])
     assert f"'{text.partition('=')[0]}'" in str(caught.value)
+
+
+def test_views() -> None:
+    text = "layout=date/patient,label=name-id,date_format=%d.%m.%Y,pad=4,modality=mr+XA,since=30d"
+    options = mount_options([text])
+    assert (options.layout, options.label) == (Layout.DATE_PATIENT, Label.NAME_ID)
+    assert options.date_format.write("20240131") == "31.01.2024"
+    assert (options.pad, options.modality, options.since) == (4, ("MR", "XA"), Since("30d"))
 
 
 def test_flags_need_no_value() -> None:

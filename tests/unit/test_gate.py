@@ -1,17 +1,21 @@
 """Which rows a mount shows already: the gate itself, and the tree through it."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from dicomfs.gate import EVERYTHING, Gate, Mark
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Header
 from dicomfs.recipes import ENCAPSULATED_PDF
 from dicomfs.removal import Chosen, Remover
+from dicomfs.schema import days, exam_contents, patient_contents
+from dicomfs.spelling import Layout
 from dicomfs.tree import Inode, Kind, Tree
 from tests.made import RECEIVED, add, header, listed, tree, walk
 
@@ -157,10 +161,10 @@ def gone(view: Tree, index: Index, after: int = 0) -> list[str]:
     ]
 
 
-def forget(index: Index, chosen: Chosen) -> None:
+def forget(index: Index, chosen: Chosen, name: str = "name") -> None:
     with index.transaction() as connection:
         remover = Remover(connection)
-        remover.forget(remover.plan(chosen), "name", RECEIVED)
+        remover.forget(remover.plan(chosen), name, RECEIVED)
 
 
 def test_names_of_what_was_removed(index: Index, view: Tree) -> None:
@@ -178,6 +182,58 @@ def test_names_of_what_was_removed(index: Index, view: Tree) -> None:
         "jpg/Doe Jane",
     ]
     assert set(walk(view)) == before - set(gone(view, index))
+
+
+def test_by_date_a_day_goes_with_its_last_exam_of_the_modality(tmp_path: Path, index: Index) -> None:
+    other = {"series_uid": "2.25.61", "series_name": "Scout", "modality": "CT"}
+    first, second, _ = add(index, image(1, modality="MR"), image(2, modality="MR"), image(3, **other))
+    shown, renditions = tree(tmp_path, index, layout=Layout.DATE_PATIENT, modalities=("MR",))
+    with closing(renditions):
+        before = set(walk(shown))
+        forget(index, Chosen(instances=frozenset({first})))
+        assert gone(shown, index) == ["2024-01-31/Doe Jane/Localizer_2_1.jpg"]
+        assert set(walk(shown)) == before - set(gone(shown, index))
+        after = index.last_removal()
+        forget(index, Chosen(instances=frozenset({second})), "other")
+        assert gone(shown, index, after) == [
+            "2024-01-31/Doe Jane/Localizer_2_2.jpg",
+            "2024-01-31/Doe Jane",
+            "2024-01-31",
+        ]
+        assert walk(shown) == {}
+
+
+def test_contents_are_those_of_a_store_that_never_had_what_was_forgotten(tmp_path: Path) -> None:
+    """But for the numbers of the originals, which go on."""
+    later = {"study_uid": "2.25.9", "study_date": "20240301"}
+    kept = [
+        image(1, modality="MR"),
+        image(2, modality="SR", has_pixels=False, series_uid="2.25.62", series_name="Report"),
+        header(patient_id="other", patient_name="Roe", sop_instance_uid="2.25.80", study_uid="2.25.10"),
+    ]
+    going = [
+        image(3, modality="CT", series_uid="2.25.61", series_name="Scout"),
+        image(4, **later),
+        image(5, patient_id="third", patient_name="Poe", study_uid="2.25.11", study_date="20240401"),
+    ]
+    with (
+        closing(Index(tmp_path / "a.sqlite3", create=True)) as index,
+        closing(Index(tmp_path / "b.sqlite3", create=True)) as plain,
+    ):
+        add(plain, *kept)
+        numbers = add(index, *kept, *going)[len(kept) :]
+        assert contents(index) > contents(plain)
+        forget(index, Chosen(instances=frozenset(numbers)))
+        assert contents(index) == contents(plain)
+
+
+def contents(index: Index) -> set[tuple[object, ...]]:
+    with index.transaction() as connection:
+        return {
+            *(("exam", *row) for row in connection.execute(select(exam_contents))),
+            *(("patient", *row) for row in connection.execute(select(patient_contents))),
+            *(("day", *row) for row in connection.execute(select(days.c.date))),
+        }
 
 
 def test_removed_numbers_are_not_given_again(index: Index, view: Tree) -> None:

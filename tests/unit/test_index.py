@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dicomfs.errors import StoreMismatch, StoreUnavailable
-from dicomfs.gate import EVERYTHING
 from dicomfs.index import Index
 from dicomfs.model import Header, Receipt
-from dicomfs.schema import SCHEMA_VERSION
+from dicomfs.schema import PICTURES, SCHEMA_VERSION
+from dicomfs.selection import Selection
 from tests.made import RECEIVED, add, header
 
 
@@ -24,23 +24,21 @@ def index(tmp_path: Path) -> Iterator[Index]:
 
 
 def patients(index: Index) -> list[str]:
-    return [folder.name for folder in index.patient_page(0, 100, shows=1, through=EVERYTHING)]
+    return [folder.name.folder for folder in index.patient_page(0, 100, Selection(PICTURES))]
 
 
 def exams(index: Index) -> list[str]:
-    found = index.patient_page(0, 100, shows=1, through=EVERYTHING)
+    found = index.patient_page(0, 100, Selection(PICTURES))
     return [
-        exam.name
-        for patient in found
-        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING)
+        exam.folder for patient in found for exam in index.exam_page(patient.id, 0, 100, Selection(PICTURES))
     ]
 
 
 def images(index: Index) -> list[tuple[str, int, int, str]]:
     found = []
-    for patient in index.patient_page(0, 100, shows=1, through=EVERYTHING):
-        for exam in index.exam_page(patient.id, 0, 100, shows=1, through=EVERYTHING):
-            for row in index.image_page(exam.id, 0, 100, shows=1, through=EVERYTHING):
+    for patient in index.patient_page(0, 100, Selection(PICTURES)):
+        for exam in index.exam_page(patient.id, 0, 100, Selection(PICTURES)):
+            for row in index.image_page(exam.id, 0, 100, Selection(PICTURES)):
                 found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
@@ -155,19 +153,19 @@ def test_nameless_data_of_an_id_that_strangers_share_is_nobodys(index: Index) ->
     nameless = {"patient_name": "", "birth_date": "", "sex": ""}
     add(index, *strangers, other(3, **nameless), other(1, sop_instance_uid="2.25.77", **nameless))
     assert patients(index) == ["Doe Jane", "Roe Max", "4711"]
-    first = index.patient_page(0, 9, shows=1, through=EVERYTHING)[0]
-    (exam,) = index.exam_page(first.id, 0, 9, shows=1, through=EVERYTHING)
-    assert len(index.image_page(exam.id, 0, 9, shows=1, through=EVERYTHING)) == 2  # of the same study: hers
+    first = index.patient_page(0, 9, Selection(PICTURES))[0]
+    (exam,) = index.exam_page(first.id, 0, 9, Selection(PICTURES))
+    assert len(index.image_page(exam.id, 0, 9, Selection(PICTURES))) == 2  # of the same study: hers
 
 
 def test_an_id_that_very_many_bear_costs_no_more_and_identifies_nobody(index: Index) -> None:
     words = [f"{one}{two}{three}" for one in "bcdfgh" for two in "bcdfgh" for three in "bcd"]
     add(index, *(other(n, patient_name=word, birth_date="") for n, word in enumerate(words)))
     add(index, other(200, patient_name="New", birth_date=""), other(201, patient_name="BBB", birth_date=""))
-    assert [row.name for row in index.patient_page(0, 1000, shows=1, through=EVERYTHING)] == [*words, "New"]
+    assert [row.name.folder for row in index.patient_page(0, 1000, Selection(PICTURES))] == [*words, "New"]
     # Without a name it may be anybody, and with a part of one it is nobody who is known.
     add(index, other(202, patient_name="", birth_date=""), other(203, patient_name="bcb^x", birth_date=""))
-    assert len(index.patient_page(0, 1000, shows=1, through=EVERYTHING)) == len(words) + 3
+    assert len(index.patient_page(0, 1000, Selection(PICTURES))) == len(words) + 3
 
 
 # Exams, series, images
@@ -235,8 +233,8 @@ def test_modified_is_acquisition_unless_it_lies_in_the_future(
 def test_ids_are_the_sequence_of_the_original_that_created_them(index: Index) -> None:
     first, second, third = add(index, header(), header(sop_instance_uid="2.25.4"), other(9, patient_id="new"))
     assert (first, second, third) == (1, 2, 3)
-    assert [p.id for p in index.patient_page(0, 9, shows=1, through=EVERYTHING)] == [first, third]
-    assert [row.id for row in index.image_page(first, 0, 9, shows=1, through=EVERYTHING)] == [first, second]
+    assert [p.id for p in index.patient_page(0, 9, Selection(PICTURES))] == [first, third]
+    assert [row.id for row in index.image_page(first, 0, 9, Selection(PICTURES))] == [first, second]
     assert index.last_sequence() == 3
 
 
@@ -294,7 +292,7 @@ def test_reader_sees_what_another_connection_commits(tmp_path: Path, index: Inde
     assert reader.data_version() == before
     add(index, header())
     assert reader.data_version() != before
-    assert len(reader.patient_page(0, 9, shows=1, through=EVERYTHING)) == 1
+    assert len(reader.patient_page(0, 9, Selection(PICTURES))) == 1
     reader.close()
 
 
@@ -372,7 +370,7 @@ def test_damaged_index_is_unavailable(tmp_path: Path, index: Index) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
     with pytest.raises((StoreUnavailable, StoreMismatch)):
-        Index(path).patient_page(0, 1000, shows=1, through=EVERYTHING)
+        Index(path).patient_page(0, 1000, Selection(PICTURES))
 
 
 def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "logtext", "model", "recipes", "values", "access", "peers", "scpoptions", "config"),
-    *("activity", "runfile", "naming", "identity", "charset", "elements", "header"),
+    *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
+    *("access", "peers", "scpoptions", "config"),
+    *("activity", "runfile", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),

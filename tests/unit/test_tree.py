@@ -4,7 +4,9 @@ import string
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,20 +17,22 @@ from dicomfs.index import Index
 from dicomfs.model import Header, PoolWindow
 from dicomfs.naming import fold
 from dicomfs.renditions import Decision, Key, Renditions
+from dicomfs.selection import ANY, Since
+from dicomfs.spelling import DateFormat, Label, Layout, Spelling
 from dicomfs.tree import FORMAT_CODES, Entry, Inode, Kind, Tree, view_key
 from tests.made import RECEIVED, add, header, listed, tree, walk
 
 
 @contextmanager
 def view(
-    *headers: Header, formats: tuple[str, ...] = ("jpg",), frames: int = 1000
+    *headers: Header, formats: tuple[str, ...] = ("jpg",), frames: int = 1000, **view_options: Any
 ) -> Iterator[tuple[Tree, Index, Renditions]]:
     """A tree over these headers, in a scratch folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         index = Index(folder / "index.sqlite3", create=True)
         add(index, *headers)
-        shown, renditions = tree(folder, index, formats=formats, frames=frames)
+        shown, renditions = tree(folder, index, formats=formats, frames=frames, **view_options)
         try:
             yield shown, index, renditions
         finally:
@@ -52,7 +56,7 @@ files = st.builds(
     st.integers(0, 2**14 - 1),
     st.integers(0, 2**8 - 1),
 )
-folders = st.builds(Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM]), ids, keys)
+folders = st.builds(Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM, Kind.DATE]), ids, keys)
 tops = st.builds(Inode, st.just(Kind.TOP), st.just(0), st.just("") | keys)
 inodes = st.one_of(files, folders, tops)
 
@@ -234,6 +238,12 @@ hostile = (
             "i",
             "\0",
             "_3_4 (ab)",
+            "1 (1)",
+            "1 (10.15.00)",
+            "10.15.00",
+            "1 (study abcd)",
+            "x (-)",
+            "No patient ID",
         ]
     )
 )
@@ -247,15 +257,25 @@ made = st.builds(
     issuer=st.sampled_from(["", "A"]),
     patient_name=few | hostile,
     birth_date=st.sampled_from(["", "19700102", "19800102"]),
-    study_date=st.sampled_from(["", "20240131"]),
+    study_date=st.sampled_from(["", "20240131", "20231112"]),
     study_time=st.sampled_from(["", "101500"]),
     series_name=few | hostile,
     series_number=st.sampled_from([None, 0, 1, -5, 2**31 - 1, -(2**31)]),
     instance_number=st.sampled_from([None, 0, 1, 2, -5, 2**31 - 1, -(2**31)]),
     frames=st.sampled_from([1, 1, 2, 7, 2**31 - 1]),
     has_pixels=st.booleans(),
+    modality=st.sampled_from(["MR", "mr ", "CT", "", "XA"]),
     pool=st.sampled_from(["", "p"]),
 )
+
+
+def selected(index: Index, number: int, options: dict[str, Any]) -> bool:
+    """Whether a view is to show an instance: by the modality of its series and the day of its exam."""
+    row = index.image(number)
+    assert row is not None
+    wanted = options["modalities"]
+    first = {"": "", "30d": "20240106"}.get(options["since"].text, options["since"].text.replace("-", ""))
+    return (wanted == (ANY,) or row.modality.strip().upper() in wanted) and row.day >= first
 
 
 @settings(deadline=None, max_examples=60)
@@ -263,18 +283,42 @@ made = st.builds(
     st.lists(made, max_size=12, unique_by=lambda h: h.sop_instance_uid),
     st.integers(1, 9),
     st.sampled_from([("jpg",), ("dcm",), ("png", "dcm")]),
+    st.fixed_dictionaries(
+        {
+            "layout": st.sampled_from(Layout),
+            "spelling": st.builds(
+                Spelling,
+                st.sampled_from(Label),
+                st.sampled_from(["%Y-%m-%d", "%d.%m.%Y", "%B %d (%Y)", "%Y%m%d"]).map(DateFormat),
+                st.sampled_from([0, 4]),
+            ),
+            "modalities": st.sampled_from([(ANY,), ("MR",), ("XA", "MR"), ("NM",)]),
+            "since": st.sampled_from(["", "20240101", "30d", "2024-02-01"]).map(Since),
+            "today": st.just(lambda: date(2024, 2, 5)),
+        }
+    ),
 )
-def test_nothing_is_hidden(headers: list[Header], page: int, formats: tuple[str, ...]) -> None:
+def test_nothing_is_hidden(
+    headers: list[Header], page: int, formats: tuple[str, ...], options: dict[str, Any]
+) -> None:
     limit = 3
-    with view(*headers, formats=formats, frames=limit) as (shown, _, _):
+    with view(*headers, formats=formats, frames=limit, **options) as (shown, index, _):
         found = walk(shown, page)
         assert found == walk(shown)
         for name in formats:
             expected = sorted(
                 number
                 for number, one in enumerate(headers, 1)
+                if selected(index, number, options)
                 for _ in range(1 if name == "dcm" else min(one.frames, limit) * one.has_pixels)
             )
+            assert not [
+                path
+                for path, e in found.items()
+                if e.is_folder
+                and e.inode.kind is not Kind.TOP
+                and not any(p.startswith(f"{path}/") for p in found)
+            ]
             shown_ids = [
                 e.inode.id for e in found.values() if e.inode.kind is Kind.FILE and e.inode.format == name
             ]
