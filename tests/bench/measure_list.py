@@ -42,7 +42,7 @@ def measure(scale: Scale, scratch: Path) -> Result:
     store, point = scratch / "store", scratch / "mount"
     point.mkdir()
     argv = command_line("import", "--quiet", "--store", store, scratch / "images")
-    subprocess.run(argv, check=True, timeout=600)
+    subprocess.run(argv, capture_output=True, check=True, timeout=600)
     mount = command_line("mount", "--quiet", "--store", store, point, "-o", "formats=dcm")
     smbd = samba.prepare(scratch / "smbd", point, free_port())
     with (
