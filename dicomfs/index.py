@@ -35,6 +35,7 @@ from sqlalchemy import (
 )
 
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
+from dicomfs.lock import StoreLock
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
@@ -53,6 +54,8 @@ INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
 BUSY_TIMEOUT_S: Final = 30.0
 """How long a writer waits for the others."""
+REBUILD: Final = "rebuild it from the archive with dicomfs reindex"
+"""The remedy for an index that is lost, damaged or of another version: the archive has everything."""
 READ_TIMEOUT_S: Final = 2.0
 """Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
 
@@ -111,6 +114,21 @@ class KeptOriginal:
     size: int
     """Bytes of the data set."""
     transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOriginal:
+    """What the index says of one original, to be compared with its file."""
+
+    sequence: int
+    hash: bytes
+    size: int
+    """Bytes of the data set."""
+    transfer_syntax: str
+    received: float
+    source_ae: str
+    duplicates: str
+    sop_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +266,30 @@ _KEPT_UNDER = (
     .where(instances.c.sop_uid == bindparam("sop_uid"))
     .order_by(originals.c.id)
 )
+_RECORDED = (
+    select(
+        originals.c.id.label("sequence"),
+        originals.c.hash,
+        originals.c.size,
+        originals.c.transfer_syntax,
+        originals.c.received,
+        originals.c.source_ae,
+        originals.c.duplicates,
+        instances.c.sop_uid,
+    )
+    # Outer: the row of an original whose instance is lost must not hide its file.
+    .outerjoin(instances, instances.c.id == originals.c.instance)
+    .where(originals.c.hash > bindparam("after"), originals.c.hash <= bindparam("last"))
+    .order_by(originals.c.hash)
+    .limit(bindparam("most"))
+)
+_NOT_SHOWN = (
+    select(instances.c.id)
+    .outerjoin(originals, originals.c.id == instances.c.shown)
+    .where(originals.c.id.is_(None))
+    .limit(bindparam("most"))
+)
+_HIGHEST = select(func.max(originals.c.id))
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
@@ -372,10 +414,15 @@ def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
-    def __init__(self, path: Path, *, create: bool = False, immutable: bool = False) -> None:
-        """Open, or with `create` make, the index file; `immutable`: it lies where nobody can change it.
+    def __init__(
+        self, path: Path, *, create: bool = False, immutable: bool = False, timeout_s: float | None = None
+    ) -> None:
+        """Open, or with `create` make, the index file; the store is locked against a rebuild until `close`.
 
-        Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
+        `immutable`: it lies where nobody can change it.
+
+        `timeout_s`: how long to wait for others that write; None: 30 s with `create`, else 2 s. Raises
+        StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
         """
         try:
@@ -383,10 +430,14 @@ class Index:
         except PermissionError:
             raise StoreUnavailable(f"this user may not look into {path.parent}") from None
         if not create and not there:
-            raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
+            raise StoreMismatch(
+                f"{path.parent} is not a dicomfs store: it has no {path.name}; if that was lost, {REBUILD}"
+            )
         self._recollection = Recollection()
         self._seen_version = -1
-        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        if timeout_s is None:
+            timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._lock = StoreLock(path.parent)
         self._engine = connect(path, timeout_s, immutable=immutable)
         try:
             self._connection: Connection = self._engine.connect()
@@ -397,7 +448,7 @@ class Index:
                 if sqlite_code(error) not in FOREIGN:
                     raise
             cause = error.orig if isinstance(error, exc.DatabaseError) else error
-            raise StoreMismatch(f"{path} is not a dicomfs index: {cause}") from error
+            raise StoreMismatch(f"{path} is not a dicomfs index: {cause}; {REBUILD}") from error
         except BaseException:
             self.close()
             raise
@@ -419,14 +470,16 @@ class Index:
         if not tables:
             raise StoreMismatch("the index file is empty; receive or import something first")
         if not tables >= set(metadata.tables):
-            raise StoreMismatch("the index file is a database of something else, not a dicomfs index")
+            raise StoreMismatch(
+                f"the index file is a database of something else, not a dicomfs index; {REBUILD}"
+            )
         facts = {row.key: row.value for row in self._connection.execute(select(about))}
         self._connection.rollback()
         found = facts.get("schema_version", "(none)")
         if found != str(SCHEMA_VERSION) or "store_id" not in facts:
             raise StoreMismatch(
-                f"the index has schema version {found}, this dicomfs reads "
-                f"{SCHEMA_VERSION}: use the dicomfs version that made it"
+                f"the index has schema version {found}, this dicomfs reads {SCHEMA_VERSION}: "
+                f"use the dicomfs version that made it, or {REBUILD}"
             )
         return facts["store_id"]
 
@@ -436,6 +489,8 @@ class Index:
         if connection is not None:
             connection.close()
         self._engine.dispose()
+        # Last: closing may write the journal back into the file.
+        self._lock.close()
 
     @property
     def _driver(self) -> sqlite3.Connection:
@@ -585,6 +640,32 @@ class Index:
     def kept_under(self, sop_uid: str) -> list[KeptOriginal]:
         """Every original of a SOP Instance UID, whatever its series, in order of receipt."""
         return [KeptOriginal(**row._mapping) for row in self._rows(_KEPT_UNDER, sop_uid=sop_uid)]
+
+    def recorded(self, after: bytes, last: bytes, most: int) -> list[RecordedOriginal]:
+        """Originals whose hash is above `after` and at most `last`, in order of the hash."""
+        rows = self._rows(_RECORDED, after=after, last=last, most=most)
+        return [RecordedOriginal(**{**row._mapping, "sop_uid": row.sop_uid or ""}) for row in rows]
+
+    def faults(self, most: int, *, quick: bool = False) -> list[str]:
+        """What is wrong inside the index itself, in words without any value of a row; empty: nothing.
+
+        SQLite's own checks (`quick`: without comparing tables with their indices), foreign keys, and what
+        no foreign key says. Reads the whole file.
+        """
+        check = "quick_check" if quick else "integrity_check"
+        with translated():
+            try:
+                said = self._connection.exec_driver_sql(f"PRAGMA {check}({most})").scalars().all()
+                keys = self._connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(most)
+            finally:
+                self._connection.rollback()
+        found = [line for line in said if line != "ok"]
+        found += [f"row {row[1]} of {row[0]} points to a row of {row[2]} that is not there" for row in keys]
+        lost = self._rows(_NOT_SHOWN, most=most)
+        found += [f"instance {row.id} shows an original that has no row" for row in lost]
+        if (self._rows(_HIGHEST)[0][0] or 0) > self.last_sequence():
+            found.append("the counter of receipt sequence numbers is below a number that was given")
+        return found
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

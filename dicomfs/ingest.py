@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from dicomfs.archive import Archive, Spool, file_meta, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, plain_ae, sync_directory
 from dicomfs.errors import (
     BadInstance,
     DuplicateRefused,
@@ -33,7 +32,7 @@ from dicomfs.errors import (
     StrangerRefused,
 )
 from dicomfs.header import read_header
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import INDEX_NAME, REBUILD, Index
 from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
 from dicomfs.writer import Writer
 
@@ -108,11 +107,11 @@ class Ingest:
                 # An empty index would give the numbers of these originals to others.
                 raise StoreMismatch(
                     f"the archive of {store} holds originals, but {INDEX_NAME} is missing: "
-                    "put it back from a backup; nothing was changed"
+                    f"{REBUILD}; nothing was changed"
                 )
             index = Index(index_path, create=True)
             with index.write() as writer:
-                removed = archive.clean(partial(_has_row, writer))
+                removed = archive.clean(writer.has_row)
         if removed:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
@@ -140,7 +139,9 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
-        receipt = replace(receipt, duplicates=self._duplicates)
+        # As the file meta information will have it, so that the index says the same.
+        source_ae = plain_ae(receipt.source_ae)
+        receipt = replace(receipt, duplicates=self._duplicates, source_ae=source_ae)
         with _storage_errors("the archive"), ExitStack() as undo:
             self._check_space()
             spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
@@ -339,11 +340,6 @@ class Ingest:
         added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
         derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
-
-
-def _has_row(writer: Writer, digest: bytes, sequence: int) -> bool:
-    known = writer.known(digest)
-    return known is not None and known.sequence == sequence
 
 
 def _plain(uid: str) -> str:
