@@ -151,7 +151,7 @@ def plain(text: object, limit: int) -> str:
 
 def _uid_text(uid: object) -> str:
     """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:128]
+    return "".join(c if c in "0123456789." else "?" for c in str(uid).strip())[:128] or "(no UID)"
 
 
 def where(error: BaseException) -> str:
@@ -343,8 +343,9 @@ class Association:
             received=time.time(),
             source_ae=self._title,
             receiving_ae=self._terms.ae_title,
-            sop_class_uid=command.sop_class_uid,
-            sop_instance_uid=command.sop_instance_uid,
+            # Nothing announced is nothing to compare with, and no reason to lose an image.
+            sop_class_uid=command.sop_class_uid or None,
+            sop_instance_uid=command.sop_instance_uid or None,
         )
         try:
             outcome = self._terms.receiver.receive(
@@ -358,7 +359,10 @@ class Association:
             LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
             self._refused(answer, error)
             return dimse.response(command, answer.status, answer.comment)
-        for warning in outcome.warnings:
+        uid, warnings = _uid_text(outcome.sop_instance_uid), outcome.warnings
+        if not command.sop_instance_uid:
+            warnings = (*warnings, "came by a command that names no SOP Instance UID")
+        for warning in warnings:
             LOGGER.warning("%s from %s: %s", uid, self.peer, warning)
         self._terms.activity.stored(self._visit, outcome.stored)
         LOGGER.info("%s from %s: %s", uid, self.peer, outcome.stored.value)

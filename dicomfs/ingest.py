@@ -151,7 +151,7 @@ class Ingest:
                 meta = file_meta(receipt, header.sop_class_uid, header.sop_instance_uid)
             except BadInstance as error:
                 if keep_refused:
-                    kept = self.archive.keep_aside(spool, str(error), QUARANTINE_LIMIT)
+                    kept = self.archive.keep_aside(spool, receipt, str(error), QUARANTINE_LIMIT)
                     log.warning(
                         "refused SOP instance '%s': %s; %s",
                         _plain(receipt.sop_instance_uid or ""),
