@@ -23,10 +23,12 @@ from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
     HUNG_UP,
+    NOT_SPECIFIED,
     RELEASE_RP,
     RELEASE_RQ,
     UNEXPECTED_PDU,
     Connection,
+    Pace,
     Pdu,
     Pdv,
     message,
@@ -39,8 +41,10 @@ from dicomfs.errors import (
     DicomfsError,
     DuplicateRefused,
     IdentityMismatch,
+    PeerSilent,
     StoreError,
     StoreFull,
+    StoreLocked,
     StoreUnavailable,
     StrangerRefused,
     UnreadableDataSet,
@@ -48,6 +52,7 @@ from dicomfs.errors import (
 from dicomfs.handshake import Accepted, Request
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
+from dicomfs.pressure import Trouble
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -80,6 +85,8 @@ class Limits:
     """Between two messages of an open association; scanners pause between series."""
     stall_s: float = 60.0
     """Inside a message that has begun. Without it, half a PDU would hold a thread for ever."""
+    dead_s: float = 60.0
+    """A peer whose machine does not even answer the kernel's questions for so long has no place any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +98,8 @@ class Terms:
     receiver: Receiver
     judge: Callable[[Request], Refusal | None]
     """Asked when a request has come; None: the peer may associate."""
+    trouble: Trouble
+    """Of the store."""
     greet: Callable[[], str]
     """What has to be done before anything is read, in the association's own thread: the TLS handshake.
     Gives the name that the peer has proved, if any. Raises AssociationEnded."""
@@ -125,6 +134,7 @@ _UNRECOGNISED_OPERATION: Final = 0x0211
 # the object and try again; 0110 is what they get for a bug of ours, where the same would happen again.
 _ANSWERS: Final[Sequence[tuple[type[DicomfsError], _Answer]]] = (
     (StoreFull, _Answer(0xA700, "Out of space; object not stored, please send again", logging.ERROR)),
+    (StoreLocked, _Answer(0xA700, "Index is locked; object not stored, please send again", logging.ERROR)),
     (StoreUnavailable, _Answer(0xA700, "Archive unavailable; object not stored, send again", logging.ERROR)),
     (IdentityMismatch, _Answer(0xA900, "SOP UIDs of command and data set differ", logging.WARNING)),
     (_NoDataSet, _Answer(0xC001, "No data set in the message", logging.WARNING)),
@@ -178,6 +188,7 @@ class Association:
         self._proved = ""
         self._visit = Visit("?", address, 0.0)
         """Counted once the association is established."""
+        self._pace = Pace(0.0)
         self.is_established = False
 
     @property
@@ -200,7 +211,8 @@ class Association:
                 self._serve()
             linger = min(_LINGER_S, self._terms.limits.handshake_s)
         except AssociationEnded as error:
-            if error.abort is not None:
+            # Who has not asked for anything is hung up on without a word (PS3.8 9.2, AA-2).
+            if error.abort is not None and (self.is_established or not isinstance(error, PeerSilent)):
                 self._connection.abort(error.abort)
                 linger = _HANG_UP_S
             if self.is_established:
@@ -251,7 +263,15 @@ class Association:
     def _serve(self) -> None:
         """Take messages until the peer releases the association."""
         while True:
-            head = self._connection.next(self._terms.limits.idle_s)
+            idle_s = self._terms.limits.idle_s
+            try:
+                head = self._connection.next(idle_s)
+            except PeerSilent:
+                # Scanners do that, and connect again. An abort says so at once; they would not expect us to
+                # ask for a release, and a mere hang-up looks like a fault of the network.
+                LOGGER.info("association of %s ended: idle for %g s (idle_seconds)", self.peer, idle_s)
+                self._connection.abort(NOT_SPECIFIED)
+                return
             if isinstance(head, Pdv):
                 self._message(head)
             elif head.kind == RELEASE_RQ:
@@ -267,6 +287,7 @@ class Association:
         context = head.context
         if context not in self._accepted:
             raise AssociationEnded("a message came on a context that was not accepted", _UNEXPECTED_PARAMETER)
+        self._pace = Pace(2 * self._terms.limits.stall_s)
         command = self._command(head)
         data_set = self._data_set(context) if command.has_data_set else iter(())
         if command.is_response or command.field == dimse.C_CANCEL_RQ:
@@ -316,6 +337,7 @@ class Association:
             if head.kind == ABORT:
                 raise AssociationEnded("the peer aborted in the middle of a message")
             raise AssociationEnded(f"a PDU of type {head.kind} came inside a message", UNEXPECTED_PDU)
+        self._pace.step(head.length)
         return head
 
     def _data_set(self, context: int) -> Iterator[memoryview]:
@@ -356,9 +378,17 @@ class Association:
         except Exception as error:  # noqa: BLE001  the door: every request is answered, whatever went wrong
             answer = _answer_to(error)
             what = f"internal error {where(error)}" if answer is _BUG else plain(error, 400)
-            LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
+            level = answer.level
+            if isinstance(error, StoreError):
+                # Every object of every sender meets it: one line says what is to be done.
+                passed = self._terms.trouble.note(type(error).__name__)
+                level = logging.DEBUG if passed is None else level
+                what += f" ({passed} more since the last line)" if passed else ""
+            LOGGER.log(level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
             self._refused(answer, error)
             return dimse.response(command, answer.status, answer.comment)
+        if refused := self._terms.trouble.over():
+            LOGGER.warning("objects are stored again; %d were refused before", refused)
         uid, warnings = _uid_text(outcome.sop_instance_uid), outcome.warnings
         if not command.sop_instance_uid:
             warnings = (*warnings, "came by a command that names no SOP Instance UID")

@@ -34,7 +34,7 @@ from sqlalchemy import (
     select,
 )
 
-from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
+from dicomfs.errors import StoreFull, StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
@@ -51,8 +51,11 @@ from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
-BUSY_TIMEOUT_S: Final = 30.0
-"""How long a writer waits for the others."""
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long a writer waits for the others. A sender needs its answer before its own time limit is over: 30 s
+are usual, and it may have waited for an earlier object already."""
+LOCKED_TIMEOUT_S: Final = 0.2
+"""How long, once somebody was waited for in vain: whoever comes meanwhile is told at once."""
 READ_TIMEOUT_S: Final = 2.0
 """Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
 
@@ -302,16 +305,36 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
-        if sqlite_code(error) == sqlite3.SQLITE_FULL:
+        code = sqlite_code(error)
+        if code == sqlite3.SQLITE_FULL:
             raise StoreFull("no space left for the index; free some space, then send again") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLocked(
+                "another program keeps the index locked (a backup? sqlite3?): end it, or wait for it"
+            ) from error
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise StoreUnavailable(f"the index cannot be used now: {cause}") from error
+        remedy = _REMEDIES.get(code, "")
+        raise StoreUnavailable(f"the index cannot be used now: {cause}{remedy}") from error
 
 
-def _connect(path: Path, timeout_s: float, *, immutable: bool) -> Engine:
+_REMEDIES: Final = {
+    sqlite3.SQLITE_READONLY: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_PERM: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_CANTOPEN: "; is its file system mounted, and open to this user?",
+    sqlite3.SQLITE_IOERR: "; look for errors of the disk in the kernel's log",
+}
+
+
+def _connect(path: Path, timeout_s: float, how: str) -> Engine:
+    """`how`: parameters of SQLite's URI; `mode=rw` never makes a file."""
     engine = create_engine(
-        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
-        connect_args={"timeout": timeout_s, "check_same_thread": False},
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}?{how}",
+            uri=True,
+            timeout=timeout_s,
+            check_same_thread=False,
+        ),
         poolclass=NullPool,
     )
 
@@ -325,6 +348,15 @@ def _connect(path: Path, timeout_s: float, *, immutable: bool) -> Engine:
         connection.execute("PRAGMA cache_size = -32768")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None when there is none, or nobody can tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class Index:
@@ -342,13 +374,18 @@ class Index:
             raise StoreUnavailable(f"this user may not look into {path.parent}") from None
         if not create and not there:
             raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
+        self._path = path
         self._recollection = Recollection()
         self._seen_version = -1
-        timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
-        self._engine = _connect(path, timeout_s, immutable=immutable)
+        self._timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._patience_s = self._timeout_s
+        self._is_suspect = False
+        how = "mode=rwc" if create else "immutable=1" if immutable else "mode=rw"
+        self._engine = _connect(path, self._timeout_s, how)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(path, create=create)
+            self._file = _identity(path)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with _translated():
@@ -419,7 +456,7 @@ class Index:
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with _translated():
+        with self._watched(), _translated():
             try:
                 with self._immediate() as driver:
                     self._forget_if_others_wrote(driver)
@@ -429,6 +466,60 @@ class Index:
             except BaseException:
                 self._recollection.clear()
                 raise
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """See to it that what is written is the file under our path, and learn from what goes wrong.
+
+        A file system that was taken away, or went read-only by an error, comes back as another one, and the
+        connection would hold on to the former for ever; nor could that be unmounted and mended meanwhile.
+        """
+        if self._is_suspect or _identity(self._path) != self._file:
+            self.let_go()
+            self._reopen()
+        try:
+            yield
+        except StoreLocked:
+            self._wait_at_most(LOCKED_TIMEOUT_S)
+            raise
+        except StoreUnavailable:
+            self.let_go()
+            raise
+        self._wait_at_most(self._timeout_s)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._patience_s:
+            self._driver.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._patience_s = seconds
+
+    def let_go(self) -> None:
+        """Close the file, so that its file system can be mended; the next transaction opens what is there."""
+        self._is_suspect = True
+        with contextlib.suppress(exc.DBAPIError, sqlite3.Error):
+            self._connection.close()
+        self._recollection.clear()
+        self._seen_version = -1
+
+    def _reopen(self) -> None:
+        """Use the file that is there now, if it is the same store. Raises StoreUnavailable."""
+        identity = _identity(self._path)
+        if identity is None:
+            raise StoreUnavailable(f"{self._path} is missing: is its file system mounted?")
+        self._engine.dispose()
+        self._engine = _connect(self._path, self._timeout_s, "mode=rw")
+        with _translated():
+            self._connection = self._engine.connect()
+            try:
+                is_same = self._prepare(self._path, create=False) == self.store_id
+            except StoreMismatch:
+                is_same = False
+            except BaseException:
+                self.let_go()
+                raise
+        if not is_same:
+            self.let_go()
+            raise StoreUnavailable(f"{self._path} is another store's: is the right file system mounted?")
+        self._file, self._patience_s, self._is_suspect = identity, self._timeout_s, False
 
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
         version = int(driver.execute("PRAGMA data_version").fetchone()[0])

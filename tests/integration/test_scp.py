@@ -1014,10 +1014,11 @@ def test_too_large_an_object_costs_itself_only(
         assert not door.incoming()
 
 
-def test_idle_association_is_aborted(expected_warnings: list[logging.LogRecord]) -> None:
+def test_idle_association_is_aborted_and_told_so() -> None:
     limits = Limits(idle_s=0.3)
-    with scripted(Scripted(), limits) as scp, Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
-        assert wire.is_cut_off()
+    with scripted(Scripted(), limits) as scp, pytest.raises(AbortedError):  # noqa: SIM117
+        with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
+            wire._read()
 
 
 def test_context_without_transfer_syntax_is_rejected(

@@ -15,7 +15,7 @@ ORDER = (
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
-    "ingest",
+    *("pressure", "ingest"),
     *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
     *(
         "protocol",
@@ -36,6 +36,7 @@ ORDER = (
     "cli",
 )
 RECEIVE = {
+    "pressure",
     "ingest",
     "negotiation",
     "tls",
