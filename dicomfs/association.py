@@ -10,7 +10,7 @@ and address; nothing of a data set is ever logged. Used by `scp.py`, which owns 
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -421,9 +421,9 @@ def _malformed(request: Request) -> Refusal | None:
     return None
 
 
-def _taken(abstract_syntax: UID, transfer_syntaxes: Iterable[UID]) -> list[UID]:
+def _taken(abstract_syntax: UID, transfer_syntaxes: Iterable[UID], alone: Collection[UID]) -> list[UID]:
     known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
-    return preferred(transfer_syntaxes) if known else []
+    return preferred(transfer_syntaxes, alone) if known else []
 
 
 def _bounded(data_set: Iterator[memoryview], limit: int) -> Iterator[memoryview]:

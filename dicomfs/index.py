@@ -508,6 +508,7 @@ class Index:
         self._engine.dispose()
         self._engine = _connect(self._path, self._timeout_s, "mode=rw")
         with _translated():
+            _sync_log(self._path)
             self._connection = self._engine.connect()
             try:
                 is_same = self._prepare(self._path, create=False) == self.store_id

@@ -305,9 +305,11 @@ class Ingest:
         try:
             if new:
                 # Under the lock again: meanwhile another process may have stored the same object.
-                with self._archive_errors(), self._index.write():
+                with self._archive_errors(), self._index.write() as writer:
                     for pending in new:
-                        self.archive.withdraw(pending.spool)
+                        # A COMMIT that failed may be found done once the index has been opened anew.
+                        if not self._has_come(writer, pending.spool):
+                            self.archive.withdraw(pending.spool)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
             for pending in new:
                 pending.spool.is_left = True
@@ -318,6 +320,10 @@ class Ingest:
         for pending in new:
             pending.is_new = False
         return True
+
+    def _has_come(self, writer: Writer, spool: Spool) -> bool:
+        known = writer.known(spool.digest)
+        return known is not None and self.archive.path(spool.digest, known.sequence) == spool.published
 
     def _known(self, writer: Writer, pending: Prepared, folders: set[Path]) -> Outcome | BadInstance | None:
         """The outcome of what is there already, or is not to be taken; None for what is new."""

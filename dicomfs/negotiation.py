@@ -3,7 +3,7 @@
 Pure tables over UIDs. Used by `scp.py`, which has the network.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from pydicom.uid import UID
@@ -52,20 +52,22 @@ _NOT_OBJECTS: Final = frozenset(
 )
 
 
-def preferred(proposed: Iterable[UID]) -> list[UID]:
+def preferred(proposed: Iterable[UID], alone: Collection[UID] = ()) -> list[UID]:
     """The transfer syntaxes proposed for one presentation context, each once, the one to be taken first.
 
-    That is what a sender names first of all that keeps every bit, if it is compressed: the object has that
-    form then, and a sender that falls back on an uncompressed one may be unable to convert (`storescu +C`,
-    pynetdicom), or convert what need not be (`dcmsend`). Otherwise our own order: plain explicit little
+    That is what a sender names first of all that keeps every bit, if it is compressed: senders name first the
+    form that the object has (fo-dicom, `dcmsend`), and one that has to fall back on an uncompressed form may
+    be unable to convert, or lose the pixels. Not, if it is one of those that have a context to themselves
+    (`alone`): then objects of both forms can come. Otherwise our own order: plain explicit little
     endian before implicit, which drops the types of private elements; and lossless before lossy wherever
     that stands, because a sender that compresses for us would lose for ever what we could have had.
     """
     once = list(dict.fromkeys(proposed))
     first = next((uid for uid in once if uid in _SENDERS_CHOICE or uid in _PLAIN), None)
+    by_rank = first is None or first in _PLAIN or first in alone
     return sorted(
         once,
-        key=lambda uid: (uid != first or uid in _PLAIN, _RANK.get(uid, _UNKNOWN_RANK)),
+        key=lambda uid: (by_rank or uid != first, _RANK.get(uid, _UNKNOWN_RANK)),
     )
 
 

@@ -69,6 +69,15 @@ def test_storescu_that_proposes_all_in_one_context(door: Door, name: str) -> Non
     check_kept(door, [name])
 
 
+@pytest.mark.parametrize("name", ["CT_small.dcm", "MR_small_jp2klossless.dcm"])
+def test_storescu_sends_both_forms_by_its_usual_contexts(door: Door, name: str) -> None:
+    """One for the compressed syntax and one for all others."""
+    require("storescu")
+    done = storescu(door.port, "-R", "-xv", shipped(name))
+    assert done.returncode == 0, done.stderr
+    check_kept(door, [name])
+
+
 def test_dcmsend_converts_nothing(door: Door) -> None:
     require("dcmsend")
     names = [name for name in (*COMPRESSED, *PLAIN) if not name.startswith("MR_small")] + ["MR_small_RLE.dcm"]

@@ -504,6 +504,16 @@ def test_own_contexts_of_one_class_are_answered_one_by_one(port: int) -> None:
         assert wire.results == [(ACCEPTED, JPEG_BASELINE), (ACCEPTED, EXPLICIT), (ACCEPTED, J2K)]
 
 
+@pytest.mark.parametrize("uncompressed", [[EXPLICIT], [EXPLICIT, IMPLICIT]])
+def test_of_several_contexts_of_one_class_both_forms_are_taken(port: int, uncompressed: list[str]) -> None:
+    """Whichever form an object has, it can come as it is, if there is any way to have both."""
+    both = [J2K_LOSSLESS, RLE, EXPLICIT, IMPLICIT]
+    with Wire(port, [(MR, both), (MR, uncompressed)]) as wire:
+        assert wire.results == [(ACCEPTED, J2K_LOSSLESS), (ACCEPTED, EXPLICIT)]
+    with Wire(port, [(MR, [J2K_LOSSLESS]), (MR, both), (CT, both)]) as wire:
+        assert wire.results == [(ACCEPTED, J2K_LOSSLESS), (ACCEPTED, EXPLICIT), (ACCEPTED, J2K_LOSSLESS)]
+
+
 @pytest.mark.parametrize(
     "uid",
     [
