@@ -315,6 +315,25 @@ class Archive:
         except OSError:
             return False
 
+    def read_back(self, digest: bytes, sequence: int, size: int, transfer_syntax: str) -> Path:
+        """Read a whole original again, and compare length and checksum with what was received; its file.
+
+        Raises FileNotFoundError when it is not there, UnreadableDataSet when it is damaged, another OSError
+        when it cannot be read. Bounded memory, whatever its size.
+        """
+        path = self.path(digest, sequence)
+        with path.open("rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size != DATA_SET_OFFSET + size:
+                raise UnreadableDataSet(f"{path.name} has not the length that was received")
+            file.seek(DATA_SET_OFFSET)
+            found = content_hash(transfer_syntax)
+            buffer = memoryview(bytearray(_CHUNK_BYTES))
+            while count := file.readinto(buffer):
+                found.update(buffer[:count])
+        if found.digest() != digest:
+            raise UnreadableDataSet(f"{path.name} does not have the checksum that is its name")
+        return path
+
     def keep_aside(self, spool: Spool, receipt: Receipt, reason: str, limit: int) -> Path | None:
         """Move a refused data set to `quarantine/`, its reason beside it; the oldest over `limit` go.
 

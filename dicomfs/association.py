@@ -9,16 +9,17 @@ and address; nothing of a data set is ever logged. Used by `scp.py`, which owns 
 
 import logging
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from pydicom.uid import UID
 
-from dicomfs import dimse, handshake
+from dicomfs import dimse, handshake, messages
 from dicomfs.access import Refusal
+from dicomfs.actions import Actions, CommitmentTaker, taken
 from dicomfs.activity import OTHER_PATIENT, Activity, Visit
+from dicomfs.commitment import SOP_CLASS_UID as COMMITMENT
 from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
@@ -26,6 +27,7 @@ from dicomfs.connection import (
     NOT_SPECIFIED,
     RELEASE_RP,
     RELEASE_RQ,
+    UNEXPECTED_PARAMETER,
     UNEXPECTED_PDU,
     Connection,
     Pace,
@@ -50,15 +52,17 @@ from dicomfs.errors import (
     UnreadableDataSet,
 )
 from dicomfs.handshake import Accepted, Request
+from dicomfs.logtext import plain, uid_text, where
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
 from dicomfs.pressure import Trouble
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 VERIFICATION: Final = "1.2.840.10008.1.1"
+_NO_STORAGE: Final = frozenset({VERIFICATION, COMMITMENT})
 _LINGER_S: Final = 5.0
 """How long a peer may take to close the connection after its last answer (ARTIM, PS3.8 9.1.5)."""
-_UNEXPECTED_PARAMETER: Final = 5
+_BREATH_S: Final = 0.01
 
 
 class Receiver(Protocol):
@@ -87,6 +91,8 @@ class Limits:
     """Inside a message that has begun. Without it, half a PDU would hold a thread for ever."""
     dead_s: float = 60.0
     """A peer whose machine does not even answer the kernel's questions for so long has no place any more."""
+    pause_s: float = 1.0
+    """A peer that says nothing for so long after a commitment request is taken to wait for its result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,8 @@ class Terms:
     Gives the name that the peer has proved, if any. Raises AssociationEnded."""
     activity: Activity
     """Where it is counted what associations do."""
+    commitment: CommitmentTaker | None = None
+    """None: storage commitment is not accepted."""
 
 
 # --- What is answered -------------------------------------------------------------------------------
@@ -151,27 +159,6 @@ def _answer_to(error: Exception) -> _Answer:
     return next((answer for kind, answer in _ANSWERS if isinstance(error, kind)), _BUG)
 
 
-# --- Texts for the log ------------------------------------------------------------------------------
-
-
-def plain(text: object, limit: int) -> str:
-    """Text that a peer chose, fit for one line of a log."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in str(text).strip())[:limit]
-
-
-def _uid_text(uid: object) -> str:
-    """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid).strip())[:128] or "(no UID)"
-
-
-def where(error: BaseException) -> str:
-    """Traceback without the messages: those of a library may quote the data set."""
-    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-    cause = error.__cause__ or error.__context__
-    text = f"{type(error).__qualname__}\n{frames}"
-    return text if cause is None else f"{text}\ncaused by {where(cause)}"
-
-
 # --- The association --------------------------------------------------------------------------------
 
 
@@ -183,12 +170,12 @@ class Association:
         self._terms = terms
         self._host = address
         self._address = f"{address}:{port}"
+        self._actions: Actions | None = None
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
         self._proved = ""
         self._visit = Visit("?", address, 0.0)
         """Counted once the association is established."""
-        self._pace = Pace(0.0)
         self.is_established = False
 
     @property
@@ -203,12 +190,14 @@ class Association:
     def run(self) -> None:
         """Serve the peer until it releases or is given up. Closes the connection; raises nothing."""
         linger = 0.0
+        is_released = False
         try:
             self._proved = self._terms.greet()
             if self._negotiate():
                 self._visit = self._terms.activity.opened(self._title, self._host, time.time())
                 self.is_established = True
                 self._serve()
+                is_released = True
             linger = min(_LINGER_S, self._terms.limits.handshake_s)
         except AssociationEnded as error:
             # Who has not asked for anything is hung up on without a word (PS3.8 9.2, AA-2).
@@ -232,6 +221,8 @@ class Association:
             if self.is_established:
                 self._terms.activity.closed(self._visit)
             self.is_established = False
+            if self._actions is not None:
+                self._actions.end(is_released=is_released)
             self._connection.close(linger)
 
     def _failed(self, what: str, text: str) -> None:
@@ -252,23 +243,47 @@ class Association:
             self._failed(f"rejected: {refusal.meaning}", refusal.reason)
             self._connection.send(handshake.reject(refusal))
             return False
-        self._accepted = handshake.choose(request.contexts, _taken)
-        self._connection.send(handshake.accept(request, self._accepted, limits.pdu_bytes))
+        self._accepted = handshake.choose(request.contexts, self._taken)
+        self._connection.send(
+            handshake.accept(request, self._accepted, limits.pdu_bytes, scu_only=(COMMITMENT,))
+        )
+        if self._terms.commitment is not None:
+            called = request.called or self._terms.ae_title
+            self._actions = Actions(self._terms.commitment, self._host, request.calling, called)
         proved = f", certificate of {self._proved}" if self._proved else ""
         LOGGER.info("association of %s opened%s", self.peer, proved)
         return True
 
+    def _taken(
+        self, abstract_syntax: UID, transfer_syntaxes: Iterable[UID], alone: Collection[UID]
+    ) -> list[UID]:
+        if abstract_syntax == COMMITMENT and self._terms.commitment is not None:
+            roles = self._request.roles if self._request else {}
+            return taken(transfer_syntaxes, roles.get(COMMITMENT, (True, False)))
+        known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
+        return preferred(transfer_syntaxes, alone) if known else []
+
     # Messages
+
+    def _next(self) -> Pdu | Pdv:
+        """What the peer says next; while it is still, it is told results that it waits for."""
+        limits, end = self._terms.limits, time.monotonic() + self._terms.limits.idle_s
+        while self._actions is not None and self._actions.is_awaiting and time.monotonic() < end:
+            if not self._connection.is_still(min(limits.pause_s, limits.idle_s)):
+                break
+            if (due := self._actions.due(self._accepted)) is not None:
+                self._connection.send(message(*due, self._max_pdu))
+        return self._connection.next(max(end - time.monotonic(), _BREATH_S))
 
     def _serve(self) -> None:
         """Take messages until the peer releases the association."""
         while True:
-            idle_s = self._terms.limits.idle_s
             try:
-                head = self._connection.next(idle_s)
+                head = self._next()
             except PeerSilent:
                 # Scanners do that, and connect again. An abort says so at once; they would not expect us to
                 # ask for a release, and a mere hang-up looks like a fault of the network.
+                idle_s = self._terms.limits.idle_s
                 LOGGER.info("association of %s ended: idle for %g s (idle_seconds)", self.peer, idle_s)
                 self._connection.abort(NOT_SPECIFIED)
                 return
@@ -286,14 +301,22 @@ class Association:
     def _message(self, head: Pdv) -> None:
         context = head.context
         if context not in self._accepted:
-            raise AssociationEnded("a message came on a context that was not accepted", _UNEXPECTED_PARAMETER)
-        self._pace = Pace(2 * self._terms.limits.stall_s)
-        command = self._command(head)
-        data_set = self._data_set(context) if command.has_data_set else iter(())
+            raise AssociationEnded("a message came on a context that was not accepted", UNEXPECTED_PARAMETER)
+        stall_s = self._terms.limits.stall_s
+        pace = Pace(2 * stall_s)
+        command = messages.command(self._connection, head, stall_s, pace)
+        data_set = (
+            messages.data_set(self._connection, context, stall_s, pace) if command.has_data_set else iter(())
+        )
+        accepted = self._accepted[context]
         if command.is_response or command.field == dimse.C_CANCEL_RQ:
-            answer = b""  # nothing of ours can be answered or cancelled
-        elif command.field == dimse.C_STORE_RQ and self._accepted[context].abstract_syntax != VERIFICATION:
-            answer = self._store(command, self._accepted[context], data_set)
+            answer = b""  # nothing of ours can be cancelled
+            if self._actions is not None:
+                self._actions.answered(command)
+        elif command.field == dimse.C_STORE_RQ and accepted.abstract_syntax not in _NO_STORAGE:
+            answer = self._store(command, accepted, data_set)
+        elif command.field == dimse.N_ACTION_RQ and accepted.abstract_syntax == COMMITMENT and self._actions:
+            answer = self._actions.answer(command, context, accepted, data_set)
         elif command.field == dimse.C_ECHO_RQ:
             answer = dimse.response(command, _SUCCESS)
         else:
@@ -307,59 +330,11 @@ class Association:
     def _max_pdu(self) -> int:
         return self._request.max_pdu if self._request else 0
 
-    def _command(self, head: Pdv) -> Command:
-        raw = bytearray()
-        for piece in self._connection.values(self._fragments(head)):
-            raw += piece
-        try:
-            return dimse.decode(bytes(raw))
-        except ValueError as error:
-            raise AssociationEnded(str(error), _UNEXPECTED_PARAMETER) from None
-
-    def _fragments(self, head: Pdv) -> Iterator[Pdv]:
-        """Those of a command set, from its first."""
-        context, size = head.context, 0
-        while True:
-            if not head.is_command or head.context != context:
-                raise AssociationEnded("a message does not begin with its command", _UNEXPECTED_PARAMETER)
-            size += head.length
-            if size > dimse.LONGEST:
-                raise AssociationEnded("a command set has no end", _UNEXPECTED_PARAMETER)
-            yield head
-            if head.is_last:
-                return
-            head = self._fragment()
-
-    def _fragment(self) -> Pdv:
-        """The next fragment of a message that has begun."""
-        head = self._connection.next(self._terms.limits.stall_s)
-        if isinstance(head, Pdu):
-            if head.kind == ABORT:
-                raise AssociationEnded("the peer aborted in the middle of a message")
-            raise AssociationEnded(f"a PDU of type {head.kind} came inside a message", UNEXPECTED_PDU)
-        self._pace.step(head.length)
-        return head
-
-    def _data_set(self, context: int) -> Iterator[memoryview]:
-        """The data set as it arrives. The generator is read to its end by whoever begins it, or by us."""
-        return self._connection.values(self._parts(context))
-
-    def _parts(self, context: int) -> Iterator[Pdv]:
-        """The fragments of a data set."""
-        is_last = False
-        while not is_last:
-            head = self._fragment()
-            if head.is_command or head.context != context:
-                raise AssociationEnded("a data set is interrupted by another message", _UNEXPECTED_PARAMETER)
-            self._visit.bytes += head.length
-            yield head
-            is_last = head.is_last
-
     # C-STORE
 
     def _store(self, command: Command, accepted: Accepted, data_set: Iterator[memoryview]) -> bytes:
         """One C-STORE (PS3.7 9.1.1): store it; the answer."""
-        uid = _uid_text(command.sop_instance_uid)
+        uid = uid_text(command.sop_instance_uid)
         receipt = Receipt(
             transfer_syntax=str(accepted.transfer_syntax),
             received=time.time(),
@@ -371,7 +346,7 @@ class Association:
         )
         try:
             outcome = self._terms.receiver.receive(
-                _bounded(data_set, self._terms.limits.object_bytes), receipt
+                _bounded(self._counted(data_set), self._terms.limits.object_bytes), receipt
             )
         except AssociationEnded:
             raise
@@ -389,7 +364,7 @@ class Association:
             return dimse.response(command, answer.status, answer.comment)
         if refused := self._terms.trouble.over():
             LOGGER.warning("objects are stored again; %d were refused before", refused)
-        uid, warnings = _uid_text(outcome.sop_instance_uid), outcome.warnings
+        uid, warnings = uid_text(outcome.sop_instance_uid), outcome.warnings
         if not command.sop_instance_uid:
             warnings = (*warnings, "came by a command that names no SOP Instance UID")
         for warning in warnings:
@@ -397,6 +372,11 @@ class Association:
         self._terms.activity.stored(self._visit, outcome.stored)
         LOGGER.info("%s from %s: %s", uid, self.peer, outcome.stored.value)
         return dimse.response(command, _SUCCESS)
+
+    def _counted(self, data_set: Iterator[memoryview]) -> Iterator[memoryview]:
+        for piece in data_set:
+            self._visit.bytes += len(piece)
+            yield piece
 
     def _refused(self, answer: _Answer, error: Exception) -> None:
         self._terms.activity.refused(
@@ -419,11 +399,6 @@ def _malformed(request: Request) -> Refusal | None:
     ):
         return Refusal(1, 2, 1, "a presentation context lacks its abstract or transfer syntax")
     return None
-
-
-def _taken(abstract_syntax: UID, transfer_syntaxes: Iterable[UID], alone: Collection[UID]) -> list[UID]:
-    known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
-    return preferred(transfer_syntaxes, alone) if known else []
 
 
 def _bounded(data_set: Iterator[memoryview], limit: int) -> Iterator[memoryview]:

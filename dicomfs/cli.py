@@ -29,10 +29,13 @@ from dicomfs import __version__, importer, offline, samba, scp, serve, service, 
 from dicomfs import mount as mounting
 from dicomfs.activity import Activity
 from dicomfs.association import Limits
+from dicomfs.commitmentservice import CommitmentService
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
 from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
 from dicomfs.ingest import Ingest
 from dicomfs.model import Stored
+from dicomfs.peers import address_book
+from dicomfs.reporter import Reporter as ResultReporter
 from dicomfs.runfile import Process, Reporter
 from dicomfs.scpoptions import (
     Flag,
@@ -44,7 +47,7 @@ from dicomfs.scpoptions import (
     scp_flags,
     scp_options,
 )
-from dicomfs.tls import Certificates
+from dicomfs.tls import Certificates, calling_context
 
 # Every exit code. Scripts and units rely on them.
 OK: Final = 0
@@ -272,6 +275,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
     with (
         _stop_signals() as wait_for_stop,
         Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
+        CommitmentService(settings.store, _reporter(chosen)) as commitment,
     ):
         server = scp.StorageSCP.start(
             chosen.host,
@@ -281,6 +285,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
             access=who,
             certificates=certificates,
             activity=activity,
+            commitment=commitment,
             limits=Limits(
                 associations=chosen.max_associations,
                 of_one_address=chosen.max_associations_per_peer,
@@ -309,6 +314,15 @@ def _certificates(chosen: ScpOptions) -> Certificates | None:
         return None
     client_ca = chosen.tls_ca if chosen.tls_client == "required" else None
     return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
+
+
+def _reporter(chosen: ScpOptions) -> ResultReporter:
+    """Tells senders the results of their storage commitments. Raises UsageError."""
+    certificate, authorities = chosen.tls_certificate, chosen.tls_ca
+    tls = None
+    if certificate is not None and authorities is not None:
+        tls = partial(calling_context, certificate, chosen.tls_key, authorities)
+    return ResultReporter(address_book(chosen.peer), tls)
 
 
 def _tell_who_may_send(chosen: ScpOptions) -> None:

@@ -8,6 +8,7 @@ that a peer that sends a byte now and then holds nothing for long. Knows no DIMS
 
 import contextlib
 import errno
+import select
 import socket
 import ssl
 import struct
@@ -23,7 +24,7 @@ ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABO
 
 # Provider reasons of an A-ABORT (PS3.8 table 9-26).
 NOT_SPECIFIED, UNRECOGNISED_PDU, UNEXPECTED_PDU = 0, 1, 2
-INVALID_PARAMETER: Final = 6
+UNEXPECTED_PARAMETER, INVALID_PARAMETER = 5, 6
 
 _HEAD: Final = struct.Struct(">BxL")
 _TIME: Final = struct.Struct("ll")
@@ -117,6 +118,17 @@ class Connection:
             raise AssociationEnded("a fragment is longer than its PDU", INVALID_PARAMETER)
         return Pdv(context, bool(control & 1), bool(control & 2), length - _PDV_FIELDS)
 
+    def is_still(self, seconds: float) -> bool:
+        """Wait for the peer to say something; True when it has not within `seconds`. Reads nothing.
+
+        To be asked between two messages.
+        """
+        if self._left or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
+            return False
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return not waiting.poll(seconds * 1000)
+
     def values(self, fragments: Iterable[Pdv]) -> Iterator[memoryview]:
         """The bytes of fragments, each just read by `next`, in pieces of one buffer: as long as that is, but
         for the last one. A piece is valid until the next one is asked for; the last one until `values` is
@@ -142,7 +154,7 @@ class Connection:
     def _body(self, kind: int, length: int, begun: bytes) -> bytes:
         if not ASSOCIATE_RQ <= kind <= ABORT:
             raise AssociationEnded(f"what came is no PDU (type {kind:02X})", UNRECOGNISED_PDU)
-        if length > (_LONGEST_REQUEST if kind == ASSOCIATE_RQ else _LONGEST_OTHER):
+        if length > (_LONGEST_REQUEST if kind in (ASSOCIATE_RQ, ASSOCIATE_AC) else _LONGEST_OTHER):
             raise AssociationEnded(f"a PDU of type {kind} has {length} bytes", INVALID_PARAMETER)
         if length < len(begun):
             raise AssociationEnded(f"a PDU of type {kind} is followed by something", UNEXPECTED_PDU)

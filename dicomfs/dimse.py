@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from typing import Final
 
 C_STORE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0030, 0x0FFF
+N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0100, 0x0130
 RESPONSE: Final = 0x8000
 """Set in the command field of a response."""
 LONGEST: Final = 1 << 16
 """Bytes of a command set that are read; real ones have a few hundred."""
 
 _NO_DATA_SET: Final = 0x0101
+_WITH_DATA_SET: Final = 0x0001
 _ELEMENT: Final = struct.Struct("<HHL")
 _COMMAND_FIELD, _MESSAGE_ID, _RESPONDED_TO, _DATA_SET_TYPE, _STATUS = 0x0100, 0x0110, 0x0120, 0x0800, 0x0900
 _AFFECTED_CLASS, _REQUESTED_CLASS, _AFFECTED_INSTANCE, _REQUESTED_INSTANCE = 0x0002, 0x0003, 0x1000, 0x1001
-_COMMENT, _ACTION_TYPE = 0x0902, 0x1008
+_COMMENT, _EVENT_TYPE, _ACTION_TYPE = 0x0902, 0x1002, 0x1008
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,20 @@ def response(request: Command, status: int, comment: str = "") -> bytes:
     if request.action_type:
         elements.append((_ACTION_TYPE, _short(request.action_type)))
     return _encode(elements)
+
+
+def event_report(message_id: int, sop_class_uid: str, sop_instance_uid: str, event_type: int) -> bytes:
+    """An N-EVENT-REPORT request whose data set follows (PS3.7 10.3.1.1)."""
+    return _encode(
+        [
+            (_AFFECTED_CLASS, _even(sop_class_uid)),
+            (_COMMAND_FIELD, _short(N_EVENT_REPORT_RQ)),
+            (_MESSAGE_ID, _short(message_id)),
+            (_DATA_SET_TYPE, _short(_WITH_DATA_SET)),
+            (_AFFECTED_INSTANCE, _even(sop_instance_uid)),
+            (_EVENT_TYPE, _short(event_type)),
+        ]
+    )
 
 
 def _encode(elements: list[tuple[int, bytes]]) -> bytes:

@@ -16,6 +16,8 @@
     │   └── IdentityMismatch      the command's UIDs are not the data set's
     ├── AssociationEnded          a sender went away or broke the protocol
     │   └── PeerSilent            it said nothing, or too little, for too long
+    ├── RequestRefused            a request of a peer that the standard has a failure status for
+    ├── ReportFailed              a peer could not be told the result of its request
     ├── PartFailed                a part of `serve` did not start, or ended by itself
     ├── WorkerStartFailed         no render process can be started: the installation is broken
     ├── NotDisplayable            permanent: no decoder, damaged pixels, no such frame
@@ -103,6 +105,25 @@ class AssociationEnded(DicomfsError):
 
 class PeerSilent(AssociationEnded):
     """The peer kept us waiting for too long."""
+
+
+class RequestRefused(DicomfsError):
+    """A peer's request cannot be taken; `status` is the failure that it is answered (PS3.7 annex C)."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class ReportFailed(DicomfsError):
+    """A peer could not be told the result of its request; the text says where it was looked for and why.
+
+    `is_final`: it was told, and wants to hear nothing of it.
+    """
+
+    def __init__(self, text: str, *, is_final: bool = False) -> None:
+        super().__init__(text)
+        self.is_final = is_final
 
 
 class PartFailed(DicomfsError):

@@ -106,6 +106,17 @@ class StoredOriginal:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptOriginal:
+    """One original that is kept under a SOP Instance UID, shown or not."""
+
+    sequence: int
+    hash: bytes
+    size: int
+    """Bytes of the data set."""
+    transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
 class Arrival:
     """One original in order of receipt, for those who follow what comes in."""
 
@@ -234,6 +245,12 @@ _ORIGINALS_OF = (
     .where(originals.c.instance == bindparam("id"))
     .order_by(originals.c.id)
 )
+_KEPT_UNDER = (
+    select(originals.c.id.label("sequence"), originals.c.hash, originals.c.size, originals.c.transfer_syntax)
+    .join(instances, instances.c.id == originals.c.instance)
+    .where(instances.c.sop_uid == bindparam("sop_uid"))
+    .order_by(originals.c.id)
+)
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).order_by(originals.c.id.desc()).limit(1)
 _PATIENT_OF_EXAM = select(exams.c.patient).where(exams.c.id == bindparam("id"))
@@ -300,21 +317,21 @@ def _sync_log(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated(what: str = "the index") -> Iterator[None]:
     """Turn database errors into ours: the disk may be full, the file locked, read-only or damaged."""
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
         code = sqlite_code(error)
         if code == sqlite3.SQLITE_FULL:
-            raise StoreFull("no space left for the index; free some space, then send again") from error
+            raise StoreFull(f"no space left for {what}; free some space, then send again") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreLocked(
-                "another program keeps the index locked (a backup? sqlite3?): end it, or wait for it"
+                f"another program keeps {what} locked (a backup? sqlite3?): end it, or wait for it"
             ) from error
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
         remedy = _REMEDIES.get(code, "")
-        raise StoreUnavailable(f"the index cannot be used now: {cause}{remedy}") from error
+        raise StoreUnavailable(f"{what} cannot be used now: {cause}{remedy}") from error
 
 
 _REMEDIES: Final = {
@@ -325,8 +342,11 @@ _REMEDIES: Final = {
 }
 
 
-def _connect(path: Path, timeout_s: float, how: str) -> Engine:
-    """`how`: parameters of SQLite's URI; `mode=rw` never makes a file."""
+def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
+    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected.
+
+    `how`: parameters of SQLite's URI; `mode=rw` never makes a file.
+    """
     engine = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(
@@ -359,6 +379,30 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _driver_of(connection: Connection) -> sqlite3.Connection:
+    driver: Any = connection.connection.dbapi_connection
+    return cast(sqlite3.Connection, driver)
+
+
+@contextlib.contextmanager
+def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
+    """A write transaction: waits for other writers, commits at the end, rolls back on any error.
+
+    Gives the driver's connection, for what must be quick.
+    """
+    driver = _driver_of(connection)
+    driver.execute("BEGIN IMMEDIATE")
+    try:
+        yield driver
+        # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
+        driver.execute("COMMIT")
+    except BaseException:
+        # A full disk makes SQLite roll back by itself.
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        raise
+
+
 class Index:
     """One connection to the index; use it from one thread at a time."""
 
@@ -381,14 +425,14 @@ class Index:
         self._patience_s = self._timeout_s
         self._is_suspect = False
         how = "mode=rwc" if create else "immutable=1" if immutable else "mode=rw"
-        self._engine = _connect(path, self._timeout_s, how)
+        self._engine = connect(path, self._timeout_s, how)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(path, create=create)
             self._file = _identity(path)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
-            with _translated():
+            with translated():
                 if sqlite_code(error) not in FOREIGN:
                     raise
             cause = error.orig if isinstance(error, exc.DatabaseError) else error
@@ -402,8 +446,8 @@ class Index:
         if create:
             switch_to_wal(self._connection)
             _sync_log(path)
-            with self._immediate():
-                connection = self._connection
+            connection = self._connection
+            with immediate(connection):
                 if not _tables(connection):
                     metadata.create_all(connection)
                     facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
@@ -435,30 +479,14 @@ class Index:
     @property
     def _driver(self) -> sqlite3.Connection:
         """The driver's connection under SQLAlchemy's, for what must be quick."""
-        connection: Any = self._connection.connection.dbapi_connection
-        return cast(sqlite3.Connection, connection)
-
-    @contextlib.contextmanager
-    def _immediate(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: waits for other writers, commits at the end, rolls back on any error."""
-        driver = self._driver
-        driver.execute("BEGIN IMMEDIATE")
-        try:
-            yield driver
-            # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
-            driver.execute("COMMIT")
-        except BaseException:
-            # A full disk makes SQLite roll back by itself.
-            if driver.in_transaction:
-                driver.execute("ROLLBACK")
-            raise
+        return _driver_of(self._connection)
 
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with self._watched(), _translated():
+        with self._watched(), translated():
             try:
-                with self._immediate() as driver:
+                with immediate(self._connection) as driver:
                     self._forget_if_others_wrote(driver)
                     writer = Writer(driver, self._recollection)
                     yield writer
@@ -506,8 +534,8 @@ class Index:
         if identity is None:
             raise StoreUnavailable(f"{self._path} is missing: is its file system mounted?")
         self._engine.dispose()
-        self._engine = _connect(self._path, self._timeout_s, "mode=rw")
-        with _translated():
+        self._engine = connect(self._path, self._timeout_s, "mode=rw")
+        with translated():
             _sync_log(self._path)
             self._connection = self._engine.connect()
             try:
@@ -531,7 +559,7 @@ class Index:
     # What follows reads; every statement is its own transaction.
 
     def _rows(self, statement: Any, **values: Any) -> Sequence[Row[Any]]:
-        with _translated():
+        with translated():
             try:
                 return self._connection.execute(statement, values).all()
             finally:
@@ -544,7 +572,7 @@ class Index:
 
     def data_version(self) -> int:
         """Changes whenever another connection has committed; costs microseconds."""
-        with _translated():
+        with translated():
             try:
                 return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
             finally:
@@ -647,6 +675,10 @@ class Index:
         """Every original that is kept of an instance, in order of receipt."""
         rows = self._rows(_ORIGINALS_OF, id=instance_id)
         return [StoredOriginal(**{**row._mapping, "shown": row.sequence == row.shown}) for row in rows]
+
+    def kept_under(self, sop_uid: str) -> list[KeptOriginal]:
+        """Every original of a SOP Instance UID, whatever its series, in order of receipt."""
+        return [KeptOriginal(**row._mapping) for row in self._rows(_KEPT_UNDER, sop_uid=sop_uid)]
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

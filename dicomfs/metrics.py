@@ -102,6 +102,10 @@ def _of_store(status: Status) -> Iterator[Metric]:
         yield _gauge("dicomfs_identity_conflicts", f"{text}.", conflicts.number)
         yield _gauge("dicomfs_identity_conflicts_unreviewed", f"{text}, not yet reviewed.", unreviewed.number)
     yield _gauge("dicomfs_quarantined_objects", "Refused data sets kept aside.", status.quarantined.number)
+    if status.commitments is not None:
+        asked = status.commitments
+        yield _gauge("dicomfs_commitments_open", "Storage commitments not yet reported.", asked.open)
+        yield _gauge("dicomfs_commitments_given_up", "Results never delivered, of 30 days.", asked.given_up)
     if status.not_displayable is not None:
         number = len(status.not_displayable)
         yield _gauge("dicomfs_not_displayable_frames", "Frames that cannot be displayed (to 1000).", number)

@@ -1,7 +1,8 @@
 """The receiving door: who may come in, and how long associations last; each in a thread of its own.
 
-Accepts Verification and every storage SOP class, private and unknown ones included, in every transfer
-syntax; of those a sender proposes for one presentation context, the one that keeps most (`preferred`).
+Accepts Verification, Storage Commitment and every storage SOP class, private and unknown ones included, in
+every transfer syntax; of those a sender proposes for one presentation context, the one that keeps most
+(`preferred`).
 What an association does is in `association.py`. Here are the listening socket, the limits that all
 associations share, and the end: drained, then aborted. Called by `cli.py`, which owns signals and logging
 set-up.
@@ -22,11 +23,13 @@ from typing import Final, Self
 from pynetdicom import AE
 
 from dicomfs.access import Access, Admission, PeerLimits, Refusal
+from dicomfs.actions import CommitmentTaker
 from dicomfs.activity import Activity
-from dicomfs.association import Association, Limits, Receiver, Terms, plain
+from dicomfs.association import Association, Limits, Receiver, Terms
 from dicomfs.connection import Connection, notice_death
 from dicomfs.errors import AssociationEnded, UsageError
 from dicomfs.handshake import Request, set_up_library
+from dicomfs.logtext import plain
 from dicomfs.pressure import Trouble
 from dicomfs.tls import Certificates, shake_hands, wrap
 
@@ -66,6 +69,7 @@ class StorageSCP:
         limits: Limits,
         certificates: Certificates | None,
         activity: Activity,
+        commitment: CommitmentTaker | None,
     ) -> None:
         """Use `start`."""
         self._listener = listener
@@ -74,6 +78,7 @@ class StorageSCP:
         self._limits = limits
         self._certificates = certificates
         self._activity = activity
+        self._commitment = commitment
         self._admission = Admission(PeerLimits(limits.associations, limits.of_one_address))
         self.trouble = Trouble()
         """Of the store, as senders meet it; its `state` for whoever shows it."""
@@ -95,12 +100,14 @@ class StorageSCP:
         limits: Limits | None = None,
         certificates: Certificates | None = None,
         activity: Activity | None = None,
+        commitment: CommitmentTaker | None = None,
     ) -> Self:
         """Listen on `host` (name or address, empty: all of IPv4) and `port` (0: a free one, see `port`).
 
         Returns at once; associations run in threads of their own. `access`: who may send (None: everybody,
-        by whatever title they call us); `certificates`: TLS only; `activity`: where to count what is done.
-        Raises UsageError when that title or address cannot be used.
+        by whatever title they call us); `certificates`: TLS only; `activity`: where to count what is done;
+        `commitment`: who promises to keep what was received (None: nobody). Raises UsageError when that title
+        or address cannot be used.
         """
         set_up_library()
         for name in ("pynetdicom", "pydicom"):
@@ -120,6 +127,7 @@ class StorageSCP:
             limits=limits or Limits(),
             certificates=certificates,
             activity=activity or Activity(),
+            commitment=commitment,
         )
         scp._thread.start()
         how = " with TLS" if certificates else ""
@@ -223,7 +231,14 @@ class StorageSCP:
             return self._judge(guest, request)
 
         terms = Terms(
-            self._access.ae_title, limits, self._receiver, judge, self.trouble, greet, self._activity
+            self._access.ae_title,
+            limits,
+            self._receiver,
+            judge,
+            self.trouble,
+            greet,
+            self._activity,
+            self._commitment,
         )
         guest = _Guest(address, connection, Association(connection, address, port, terms))
         guest.thread = threading.Thread(

@@ -12,6 +12,7 @@ from typing import Any, Final
 from dicomfs.access import LOOPBACK, Access, Allowed, ae_title, allowed, is_loopback
 from dicomfs.errors import UsageError
 from dicomfs.model import Duplicates
+from dicomfs.peers import Peer, address_book, peer
 from dicomfs.values import bounded_size, size_text, switch, whole
 
 
@@ -78,6 +79,7 @@ _SIZE: Final = _Kind((int, str), 'a number of bytes, or a size such as "4G"', "S
 _SHARE: Final = _Kind((int, str), 'a size such as "10G", or a share such as "5%"', "SIZE|N%")
 _SWITCH: Final = _Kind((bool,), "true or false")
 _LIST: Final = _Kind((list,), 'a list such as ["CT1@10.1.2.3"]', "ENTRY")
+_PEERS: Final = _Kind((list,), 'a list such as ["CT1@10.1.2.3:104"]', "AE@HOST:PORT")
 
 
 def _meta(kind: _Kind, parse: Callable[[str], object], text: str) -> dict[str, object]:
@@ -102,6 +104,15 @@ class ScpOptions:
             allowed,
             "who may send, as AE@ADDRESS, AE@NETWORK or AE; * stands for any characters of an AE title; "
             "to be repeated",
+        ),
+    )
+    peer: tuple[Peer, ...] = field(
+        default=(),
+        metadata=_meta(
+            _PEERS,
+            peer,
+            "where a sender waits for the results of its storage commitments (port 104 of the address "
+            "that it asked from); /tls after it: by TLS; to be repeated",
         ),
     )
     open: bool = field(
@@ -212,7 +223,12 @@ IMPORT_FLAGS: Final = frozenset({"min_free", "duplicates"})
 def scp_flags() -> list[Flag]:
     """Every option of `dicomfs scp`, in order."""
     return [
-        Flag(item.name, item.metadata["help"], item.metadata["kind"].metavar, item.metadata["kind"] is _LIST)
+        Flag(
+            item.name,
+            item.metadata["help"],
+            item.metadata["kind"].metavar,
+            list in item.metadata["kind"].types,
+        )
         for item in fields(ScpOptions)
     ]
 
@@ -232,6 +248,7 @@ def scp_options(given: Mapping[str, bool | str | Sequence[str]], base: ScpOption
     for name, value in given.items():
         options = _with_scp_option(options, name, value, words[name])
     _check_tls(options)
+    address_book(options.peer)
     return options
 
 
@@ -294,6 +311,11 @@ def _check_tls(options: ScpOptions) -> None:
             "tls_certificate needs tls_ca, the authorities of the senders' certificates; "
             "if senders shall need none: tls_client = off"
         )
+    for entry in options.peer:
+        if entry.is_tls and options.tls_ca is None:
+            raise UsageError(
+                f"peer {entry} needs tls_certificate and tls_ca: we show one, and trust the other"
+            )
 
 
 NOBODY_MAY_SEND: Final = """\

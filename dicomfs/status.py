@@ -18,7 +18,9 @@ from typing import Final
 from dicomfs.activity import DAY_S, OTHER_PATIENT, Events
 from dicomfs.archive import DATA_SET_OFFSET
 from dicomfs.census import Census, Conflicts, Intake
-from dicomfs.errors import StoreUnavailable
+from dicomfs.commitments import CommitmentCounts
+from dicomfs.commitments import counts as commitment_counts
+from dicomfs.errors import StoreError, StoreUnavailable
 from dicomfs.index import Counts
 from dicomfs.renditions import RENDITIONS_NAME, failures_noted
 from dicomfs.runfile import RUN_FOLDER, Record, records
@@ -148,6 +150,8 @@ class Status:
     unreviewed: Conflicts | None
     """Those that nobody has marked as reviewed."""
     quarantined: Aside
+    commitments: CommitmentCounts | None
+    """Of modalities that asked whether they may delete; None when it cannot be told."""
     not_displayable: tuple[Failure, ...] | None
     """At most 1 000; None when it cannot be told."""
     troubles: tuple[str, ...]
@@ -193,6 +197,11 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
         folder = store / name
         if os.access(folder, os.F_OK) and not os.access(folder, os.R_OK | os.X_OK):
             troubles.append(f"{what} is not known: this user may not look into {folder}")
+    commitments = None
+    try:
+        commitments = commitment_counts(store, now)
+    except StoreError as error:
+        troubles.append(f"storage commitments are not known: {error}")
     space = _space(store, known, min_free, rate)
     if space is None:
         troubles.append("free space is not known: the disk cannot be asked")
@@ -207,6 +216,7 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
         conflicts=conflicts,
         unreviewed=unreviewed,
         quarantined=_aside(store / "quarantine"),
+        commitments=commitments,
         not_displayable=failures,
         troubles=tuple(troubles),
         index_trouble=index_trouble,

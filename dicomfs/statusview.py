@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from dicomfs.activity import DAY_S, OpenAssociation
 from dicomfs.census import KeptOriginal
+from dicomfs.commitments import CommitmentCounts
 from dicomfs.runfile import Record
 from dicomfs.status import Receiving, Refusals, Space, Status, counted
 
@@ -28,6 +29,7 @@ def lines(status: Status) -> Iterator[str]:
     yield from _section("space", _space(status.space))
     yield from _section("stored", _stored(status))
     yield from _section("quarantine", _aside(status))
+    yield from _section("commitments", _commitments(status.commitments))
     yield from _section("pictures", _pictures(status))
     yield from _section("not known", status.troubles)
 
@@ -129,6 +131,17 @@ def _aside(status: Status) -> Iterator[str]:
         yield f"  {_when(when, status.taken)}  {why}"
 
 
+def _commitments(found: CommitmentCounts | None) -> Iterator[str]:
+    if found is None or found == CommitmentCounts():
+        return
+    yield (
+        f"{found.open:,} open; in the last hour {found.reported_last_hour:,} reported, "
+        f"{found.failed_last_hour:,} of them with failures; {found.given_up:,} given up"
+    )
+    for peer in found.waiting[:MOST_LINES]:
+        yield f"  {counted(peer.reports, 'result')} for {peer.ae_title}: {peer.trouble}"
+
+
 def _pictures(status: Status) -> Iterator[str]:
     if status.not_displayable is None:
         return
@@ -208,6 +221,7 @@ def facts(status: Status) -> dict[str, Any]:
         "days_left": None if space is None else space.days_left,
         "quarantined": status.quarantined.number,
         "quarantine_newest": [{"time": when, "reason": why} for when, why in status.quarantined.newest],
+        "commitments": None if status.commitments is None else asdict(status.commitments),
         "not_displayable": None
         if status.not_displayable is None
         else [asdict(one) for one in status.not_displayable],

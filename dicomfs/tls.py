@@ -159,10 +159,8 @@ class Certificates:
         if _check_pem(self._key, "tls_key", "private key") & stat.S_IRWXO:
             text = f"TLS key {self._key} is open to every user of this machine: chmod o= {self._key}"
             complaints.append((logging.WARNING, text))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers(":".join(CIPHERS))
-        context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+        context = _profile(ssl.PROTOCOL_TLS_SERVER)
+        context.options |= ssl.OP_CIPHER_SERVER_PREFERENCE
         try:
             context.load_cert_chain(self._certificate, self._key, self._no_passphrase)
         except OSError as error:
@@ -229,6 +227,32 @@ class Certificates:
         except OSError as error:
             return _ENDLESS, _reason(error)
         return _ENDLESS, "the handshake has no end"
+
+
+def _profile(protocol: int) -> ssl.SSLContext:
+    """A context by BCP 195."""
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(":".join(CIPHERS))
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    return context
+
+
+def calling_context(certificate: Path, key: Path | None, authorities: Path) -> ssl.SSLContext:
+    """For a connection of our own: shows our certificate, and wants one that an authority has signed.
+
+    Its name is not compared: devices' certificates name devices and seldom hosts, and the authority is the
+    hospital's. Reads the files now. Raises UsageError when they are missing or wrong.
+    """
+    context = _profile(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(certificate, key, lambda: "")
+        context.load_verify_locations(authorities)
+    except OSError as error:
+        files = f"tls_certificate {certificate}, tls_key and tls_ca {authorities}"
+        raise UsageError(f"{files} cannot be used to call a peer: {_reason(error)}") from error
+    return context
 
 
 def _check_pem(path: Path, what: str, kind: str) -> int:

@@ -1,14 +1,9 @@
 """What was acknowledged survives a loss of power, not only the death of a process.
 
-A process that is killed leaves its writes in the kernel's cache, so killing one proves nothing about fsync.
-Here the file system itself is shut down at once, without writing its journal (EXT4_IOC_SHUTDOWN), and what
-a machine would find after its restart is what the next mount finds. The receiver is stopped before that, as
-a loss of power would: the kernel may tell a process that goes on that its data is safe when it is not, if
-the shutdown comes in the middle of an fsync (the transaction is then neither running nor being committed).
+`tests/disk.py` says how the power is lost, and why killing a process would prove nothing.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import signal
@@ -26,14 +21,12 @@ import pytest
 from pydicom.uid import UID
 
 from dicomfs.ingest import Ingest
-from tests.support import lacking, require, shipped
+from tests.disk import Disk, freeze
+from tests.disk import disk as made_disk
+from tests.support import require, shipped
 
 OBJECTS = 50
 PATIENCE_S = 30.0
-EXT4_IOC_SHUTDOWN = (2 << 30) | (4 << 16) | (ord("X") << 8) | 125
-"""_IOR('X', 125, __u32), fs/ext4/ext4.h"""
-NO_LOG_FLUSH = 2
-
 SERVICE = """
 import sys, logging
 from pathlib import Path
@@ -46,43 +39,10 @@ sys.stdin.read()
 """
 
 
-@dataclass(frozen=True)
-class Disk:
-    """An ext4 file system in an image file."""
-
-    image: Path
-    mountpoint: Path
-
-    def mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", self.image, self.mountpoint], check=True)
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", self.mountpoint], check=True)
-
-    def lose_power(self) -> None:
-        fd = os.open(self.mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(fd, EXT4_IOC_SHUTDOWN, NO_LOG_FLUSH.to_bytes(4, sys.byteorder))
-        finally:
-            os.close(fd)
-
-
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    mkfs = require("mkfs.ext4")
-    if os.geteuid() != 0 or not Path("/dev/loop-control").exists():
-        lacking("a loop mount needs root and loop devices")
-    made = Disk(tmp_path / "image", tmp_path / "disk")
-    made.mountpoint.mkdir()
-    with made.image.open("wb") as file:
-        file.truncate(128 << 20)
-    subprocess.run([mkfs, "-q", made.image], check=True)
-    made.mount()
-    try:
+    with made_disk(tmp_path, 128 << 20) as made:
         yield made
-    finally:
-        while os.path.ismount(made.mountpoint):
-            made.unmount()
 
 
 @dataclass(frozen=True)
@@ -91,20 +51,6 @@ class Receiver:
 
     port: int
     pid: int
-
-    def freeze(self) -> None:
-        """Nothing of it goes on in user space: what it is doing in the kernel at most comes to its end."""
-        os.kill(self.pid, signal.SIGSTOP)
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._states() <= {"T", "D"}:
-            assert time.monotonic() < deadline
-
-    def _states(self) -> set[str]:
-        found = set()
-        for thread in Path(f"/proc/{self.pid}/task").iterdir():
-            with contextlib.suppress(OSError):  # it has just ended
-                found.add((thread / "stat").read_text().rpartition(")")[2].split()[0])
-        return found
 
 
 @contextlib.contextmanager
@@ -183,8 +129,7 @@ def test_every_acknowledged_object_survives_a_power_loss(disk: Disk, tmp_path: P
         disk.lose_power()
     acknowledged = re.findall(r"Received Store Response \((.*)\)", done.stdout + done.stderr)
     assert acknowledged == ["Success"] * OBJECTS
-    disk.unmount()
-    disk.mount()
+    disk.restart()
 
     assert not unsynced.exists() or unsynced.read_bytes() != bytes(range(256)) * 64, "the simulation bites"
     with Ingest.open(store):
@@ -218,7 +163,7 @@ def test_power_loss_in_the_middle_keeps_what_was_acknowledged(disk: Disk, tmp_pa
         while len(list(store.glob("archive/*/*.dcm"))) < OBJECTS // 4:
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        receiver.freeze()
+        freeze(receiver.pid)
         disk.lose_power()
         os.kill(receiver.pid, signal.SIGKILL)
         logs = []
@@ -227,8 +172,7 @@ def test_power_loss_in_the_middle_keeps_what_was_acknowledged(disk: Disk, tmp_pa
                 logs.append(sender.communicate(timeout=PATIENCE_S)[0])
             sender.kill()
             sender.wait()
-    disk.unmount()
-    disk.mount()
+    disk.restart()
 
     acknowledged = set()
     for log in logs:

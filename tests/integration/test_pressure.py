@@ -19,7 +19,8 @@ import pytest
 from dicomfs.index import BUSY_TIMEOUT_S, LOCKED_TIMEOUT_S
 from dicomfs.ingest import Ingest
 from dicomfs.scp import StorageSCP
-from tests.integration.test_power_loss import Disk, disk
+from tests.disk import Disk
+from tests.integration.test_power_loss import disk
 from tests.integration.test_scp import (
     EXPLICIT,
     MR,

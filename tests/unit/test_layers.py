@@ -9,14 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
-    *("errors", "model", "recipes", "values", "access", "scpoptions", "config", "activity", "runfile"),
-    *("naming", "identity", "charset", "elements", "header"),
+    *("errors", "logtext", "model", "recipes", "values", "access", "peers", "scpoptions", "config"),
+    *("activity", "runfile", "naming", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"),
     *("pressure", "ingest"),
-    *("negotiation", "tls", "connection", "dimse", "handshake", "association", "scp", "importer"),
+    *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
+    *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
+    *("association", "scp", "importer"),
     *(
         "protocol",
         "worker",
@@ -42,7 +44,14 @@ RECEIVE = {
     "tls",
     "connection",
     "dimse",
+    "messages",
     "handshake",
+    "commitment",
+    "commitments",
+    "safekeeping",
+    "reporter",
+    "commitmentservice",
+    "actions",
     "association",
     "scp",
     "importer",
@@ -78,16 +87,8 @@ HOME = {
     "libjpeg": CODECS,
     "numpy": GREY | {"video"},
     "openjpeg": CODECS,
-    "pydicom": {
-        "charset",
-        "archive",
-        "negotiation",
-        "handshake",
-        "association",
-        "subtraction",
-        "probes",
-        "render",
-    }
+    "pydicom": {"archive", "charset", "negotiation", "handshake", "association", "subtraction", "probes"}
+    | {"render", "commitment", "safekeeping", "reporter", "actions"}
     | HEADERS
     | CODECS,
     "pyfuse3": {"fuse", "mount"},
@@ -95,7 +96,8 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"},
+    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "census", "renditions"}
+    | {"commitments"},
     "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -26,6 +26,7 @@ host = "::"
 port = 104
 aet = " PACS "
 allow = ["CT1@10.1.2.3", "MR*@10.1.0.0/16", "*@2001:db8::/32", "WS7", "A@B@*"]
+peer = ["CT1@10.1.2.3:104", "MR1@mr.radiology.example:11112", "US1@[2001:db8::7]:2762/tls", "A@B@h:1"]
 open = true
 require_called_ae = false
 tls_certificate = "/etc/dicomfs/cert.pem"

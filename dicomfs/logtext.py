@@ -1,0 +1,21 @@
+"""Texts for the log, of what peers and libraries say: one line, plain characters, nothing of a data set."""
+
+import traceback
+
+
+def plain(text: object, limit: int) -> str:
+    """Text that a peer chose, fit for one line of a log."""
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in str(text).strip())[:limit]
+
+
+def uid_text(uid: object) -> str:
+    """A UID of a peer; what is not a digit or a point could be anything, even a name."""
+    return "".join(c if c in "0123456789." else "?" for c in str(uid).strip())[:128] or "(no UID)"
+
+
+def where(error: BaseException) -> str:
+    """Traceback without the messages: those of a library may quote the data set."""
+    frames = "".join(traceback.format_tb(error.__traceback__)).rstrip()
+    cause = error.__cause__ or error.__context__
+    text = f"{type(error).__qualname__}\n{frames}"
+    return text if cause is None else f"{text}\ncaused by {where(cause)}"
