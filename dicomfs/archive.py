@@ -65,6 +65,7 @@ _HEAD: Final = (
     # The group length counts what follows it (PS3.10 table 7.1-1).
     + struct.pack("<L", DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
 )
+_LONGEST_REASON: Final = 120
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
 
@@ -82,11 +83,12 @@ def content_hash(transfer_syntax: str) -> "hashlib._Hash":
     return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
 
 
-def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str, *, refused: str = "") -> bytes:
     """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
 
     Time of receipt and policy are JSON in Private Information (0002,0102), blank padded: the last element,
-    so that it can fill what is left. Raises UnreadableDataSet when the UIDs leave no room.
+    so that it can fill what is left; `refused`: why a data set that is kept aside was not taken. Raises
+    UnreadableDataSet when the UIDs leave no room.
     """
     source_ae, receiving_ae = plain_ae(receipt.source_ae), plain_ae(receipt.receiving_ae)
     elements = [
@@ -106,9 +108,11 @@ def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> by
     for tag, vr, value in elements:
         form = _ELEMENT.pack(2, tag, vr, 0, len(value)) if vr == b"OB" else None
         head += (form or _SHORT_ELEMENT.pack(0x0002, tag, vr, len(value))) + value
-    facts = {"received": receipt.received}
+    facts: dict[str, float | str] = {"received": receipt.received}
     if receipt.duplicates is not Duplicates.KEEP_FIRST:
         facts["duplicates"] = receipt.duplicates.value
+    if refused:
+        facts["refused"] = refused[:_LONGEST_REASON]
     note = json.dumps(facts).encode()
     room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
     if room < len(note):
@@ -419,20 +423,25 @@ class Archive:
         sync_directory(source.parent)
         return target
 
-    def keep_aside(self, spool: Spool, reason: str, limit: int) -> Path | None:
+    def keep_aside(self, spool: Spool, receipt: Receipt, reason: str, limit: int) -> Path | None:
         """Move a refused data set to `quarantine/`, its reason beside it; the oldest over `limit` go.
 
-        The data set keeps no file meta (it starts at `DATA_SET_OFFSET`). None when it could not be kept.
+        It becomes a DICOM file with the UIDs that were announced, so that any program, and `dicomfs import`,
+        can read it once somebody has mended it. None when it could not be kept.
         """
-        name = f"{time.time_ns()}-{spool.digest.hex()[:16]}"
-        target = self.quarantine / f"{name}.bin"
         try:
+            held = sorted(self.quarantine.glob("*.dcm"))
+            # Ordered by name, whatever the clock says meanwhile.
+            number = max(time.time_ns(), 1 + _number(held[-1]) if held else 0)
+            target = self.quarantine / f"{number:020}-{spool.digest.hex()[:16]}.dcm"
+            sop_class, sop_instance = _proper(receipt.sop_class_uid), _proper(receipt.sop_instance_uid)
+            self.seal(spool, file_meta(receipt, sop_class, sop_instance, refused=reason))
             spool.path.rename(target)
-            (self.quarantine / f"{name}.txt").write_text(f"{spool.transfer_syntax}\n{reason}\n")
-            for old in sorted(self.quarantine.glob("*.bin"))[:-limit]:
+            target.with_suffix(".txt").write_text(f"{receipt.transfer_syntax}\n{reason}\n")
+            for old in [*held, target][:-limit]:
                 old.unlink(missing_ok=True)
                 old.with_suffix(".txt").unlink(missing_ok=True)
-        except OSError:
+        except (OSError, UnreadableDataSet):
             return None
         return target
 
@@ -508,6 +517,17 @@ class Archive:
         except (InvalidDicomError, AttributeError):
             return None
         return self.path(content.digest(), 1).parent
+
+
+def _number(kept: Path) -> int:
+    """When a data set was kept aside, in nanoseconds, as its name has it."""
+    digits = kept.name.partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _proper(uid: str | None) -> str:
+    """A UID as the standard has it, else nothing: what a peer announced may be anything, even a name."""
+    return uid if uid and re.fullmatch(r"[0-9.]{1,64}", uid, re.ASCII) else ""
 
 
 def sync_directory(folder: Path) -> None:

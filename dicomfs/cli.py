@@ -297,6 +297,7 @@ def _stop_signals() -> Iterator[Callable[[], None]]:
 
 def _scp(options: argparse.Namespace, settings: Settings) -> int:
     chosen = _with_scp(options, settings).scp
+    service.raise_descriptor_limit()
     # Before the store: a receiver that cannot start makes none.
     who, certificates, activity = access(chosen), _certificates(chosen), Activity()
     with (

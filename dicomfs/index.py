@@ -34,7 +34,7 @@ from sqlalchemy import (
     select,
 )
 
-from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
+from dicomfs.errors import StoreFull, StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.lock import StoreLock
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
@@ -52,8 +52,11 @@ from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
-BUSY_TIMEOUT_S: Final = 30.0
-"""How long a writer waits for the others."""
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long a writer waits for the others. A sender needs its answer before its own time limit is over: 30 s
+are usual, and it may have waited for an earlier object already."""
+LOCKED_TIMEOUT_S: Final = 0.2
+"""How long, once somebody was waited for in vain: whoever comes meanwhile is told at once."""
 REBUILD: Final = "rebuild it from the archive with dicomfs reindex"
 """The remedy for an index that is lost, damaged or of another version: the archive has everything."""
 READ_TIMEOUT_S: Final = 2.0
@@ -361,17 +364,39 @@ def translated(what: str = "the index") -> Iterator[None]:
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
-        if sqlite_code(error) == sqlite3.SQLITE_FULL:
+        code = sqlite_code(error)
+        if code == sqlite3.SQLITE_FULL:
             raise StoreFull(f"no space left for {what}; free some space, then send again") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLocked(
+                f"another program keeps {what} locked (a backup? sqlite3?): end it, or wait for it"
+            ) from error
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise StoreUnavailable(f"{what} cannot be used now: {cause}") from error
+        remedy = _REMEDIES.get(code, "")
+        raise StoreUnavailable(f"{what} cannot be used now: {cause}{remedy}") from error
 
 
-def connect(path: Path, timeout_s: float, *, immutable: bool = False) -> Engine:
-    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected."""
+_REMEDIES: Final = {
+    sqlite3.SQLITE_READONLY: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_PERM: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_CANTOPEN: "; is its file system mounted, and open to this user?",
+    sqlite3.SQLITE_IOERR: "; look for errors of the disk in the kernel's log",
+}
+
+
+def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
+    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected.
+
+    `how`: parameters of SQLite's URI; `mode=rw` never makes a file.
+    """
     engine = create_engine(
-        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
-        connect_args={"timeout": timeout_s, "check_same_thread": False},
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}?{how}",
+            uri=True,
+            timeout=timeout_s,
+            check_same_thread=False,
+        ),
         poolclass=NullPool,
     )
 
@@ -385,6 +410,15 @@ def connect(path: Path, timeout_s: float, *, immutable: bool = False) -> Engine:
         connection.execute("PRAGMA cache_size = -32768")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None when there is none, or nobody can tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _driver_of(connection: Connection) -> sqlite3.Connection:
@@ -421,7 +455,7 @@ class Index:
 
         `immutable`: it lies where nobody can change it.
 
-        `timeout_s`: how long to wait for others that write; None: 30 s with `create`, else 2 s. Raises
+        `timeout_s`: how long to wait for others that write; None: 10 s with `create`, else 2 s. Raises
         StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
         """
@@ -433,15 +467,20 @@ class Index:
             raise StoreMismatch(
                 f"{path.parent} is not a dicomfs store: it has no {path.name}; if that was lost, {REBUILD}"
             )
+        self._path = path
         self._recollection = Recollection()
         self._seen_version = -1
         if timeout_s is None:
             timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._timeout_s = self._patience_s = timeout_s
+        self._is_suspect = False
         self._lock = StoreLock(path.parent)
-        self._engine = connect(path, timeout_s, immutable=immutable)
+        how = "mode=rwc" if create else "immutable=1" if immutable else "mode=rw"
+        self._engine = connect(path, timeout_s, how)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(path, create=create)
+            self._file = _identity(path)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with translated():
@@ -500,7 +539,7 @@ class Index:
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with translated():
+        with self._watched(), translated():
             try:
                 with immediate(self._connection) as driver:
                     self._forget_if_others_wrote(driver)
@@ -510,6 +549,64 @@ class Index:
             except BaseException:
                 self._recollection.clear()
                 raise
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """See to it that what is written is the file under our path, and learn from what goes wrong.
+
+        A file system that was taken away, or went read-only by an error, comes back as another one, and the
+        connection would hold on to the former for ever; nor could that be unmounted and mended meanwhile.
+        """
+        if self._is_suspect or _identity(self._path) != self._file:
+            self.let_go()
+            self._reopen()
+        try:
+            yield
+        except StoreLocked:
+            self._wait_at_most(LOCKED_TIMEOUT_S)
+            raise
+        except StoreUnavailable:
+            self.let_go()
+            raise
+        self._wait_at_most(self._timeout_s)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._patience_s:
+            self._driver.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._patience_s = seconds
+
+    def let_go(self) -> None:
+        """Close the file, so that its file system can be mended; the next transaction opens what is there."""
+        self._is_suspect = True
+        with contextlib.suppress(exc.DBAPIError, sqlite3.Error):
+            self._connection.close()
+        self._lock.close()
+        self._recollection.clear()
+        self._seen_version = -1
+
+    def _reopen(self) -> None:
+        """Use the file that is there now, if it is the same store. Raises StoreUnavailable."""
+        identity = _identity(self._path)
+        if identity is None:
+            raise StoreUnavailable(f"{self._path} is missing: is its file system mounted?")
+        self._engine.dispose()
+        self._lock.close()
+        self._lock = StoreLock(self._path.parent)
+        self._engine = connect(self._path, self._timeout_s, "mode=rw")
+        with translated():
+            _sync_log(self._path)
+            self._connection = self._engine.connect()
+            try:
+                is_same = self._prepare(self._path, create=False) == self.store_id
+            except StoreMismatch:
+                is_same = False
+            except BaseException:
+                self.let_go()
+                raise
+        if not is_same:
+            self.let_go()
+            raise StoreUnavailable(f"{self._path} is another store's: is the right file system mounted?")
+        self._file, self._patience_s, self._is_suspect = identity, self._timeout_s, False
 
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
         version = int(driver.execute("PRAGMA data_version").fetchone()[0])
