@@ -47,7 +47,7 @@ def taken(proposed: Iterable[UID], roles: tuple[bool, bool]) -> list[UID]:
 
     `roles`: SCU and SCP, as proposed for the peer (PS3.7 D.3.3.4). We are no SCU: none for who is only SCP.
     """
-    return [uid for uid in preferred(proposed) if uid in _SYNTAXES] if roles[_SCU] else []
+    return [uid for uid in preferred(proposed, ()) if uid in _SYNTAXES] if roles[_SCU] else []
 
 
 class Actions:

@@ -4,6 +4,7 @@
     STORE/incoming/                             spool of what is being received, same file system
     STORE/quarantine/                           refused data sets, bounded
     STORE/forgotten/                            originals that were taken out on purpose (`forget.py`)
+    STORE/damaged/                              originals that a scrub found damaged and was told to set aside
 
 The receipt sequence number is in the name and not in the file, because it is known last: giving it then
 costs no second write and no second sync of the file. Every archived file has its data set at byte
@@ -23,6 +24,7 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import secrets
@@ -57,6 +59,14 @@ _NAME: Final = re.compile(r"([0-9a-f]{64})-([1-9][0-9]{0,17})\.dcm")
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """What a file system without hard links says."""
 _CHUNK_BYTES: Final = 1 << 20
+_HEAD: Final = (
+    bytes(128)
+    + b"DICM"
+    + _SHORT_ELEMENT.pack(0x0002, 0x0000, b"UL", 4)
+    # The group length counts what follows it (PS3.10 table 7.1-1).
+    + struct.pack("<L", DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
+)
+_LONGEST_REASON: Final = 120
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
 
@@ -74,13 +84,14 @@ def content_hash(transfer_syntax: str) -> "hashlib._Hash":
     return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
 
 
-def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> bytes:
+def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str, *, refused: str = "") -> bytes:
     """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
 
     Time of receipt and policy are JSON in Private Information (0002,0102), blank padded: the last element,
-    so that it can fill what is left. Raises UnreadableDataSet when the UIDs leave no room.
+    so that it can fill what is left; `refused`: why a data set that is kept aside was not taken. Raises
+    UnreadableDataSet when the UIDs leave no room.
     """
-    source_ae, receiving_ae = _plain_ae(receipt.source_ae), _plain_ae(receipt.receiving_ae)
+    source_ae, receiving_ae = plain_ae(receipt.source_ae), plain_ae(receipt.receiving_ae)
     elements = [
         (0x0001, b"OB", b"\0\1"),
         (0x0002, b"UI", _padded(sop_class_uid)),
@@ -94,15 +105,15 @@ def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str) -> by
     if receiving_ae:
         elements.append((0x0018, b"AE", _padded(receiving_ae, b" ")))
     elements.append((0x0100, b"UI", _padded(PRIVATE_CREATOR_UID)))
-    # The group length counts what follows it (PS3.10 table 7.1-1).
-    length = struct.pack("<L", DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
-    head = bytes(128) + b"DICM" + _SHORT_ELEMENT.pack(0x0002, 0x0000, b"UL", len(length)) + length
+    head = _HEAD
     for tag, vr, value in elements:
         form = _ELEMENT.pack(2, tag, vr, 0, len(value)) if vr == b"OB" else None
         head += (form or _SHORT_ELEMENT.pack(0x0002, tag, vr, len(value))) + value
-    facts = {"received": receipt.received}
+    facts: dict[str, float | str] = {"received": receipt.received}
     if receipt.duplicates is not Duplicates.KEEP_FIRST:
         facts["duplicates"] = receipt.duplicates.value
+    if refused:
+        facts["refused"] = refused[:_LONGEST_REASON]
     note = json.dumps(facts).encode()
     room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
     if room < len(note):
@@ -116,7 +127,7 @@ def _padded(text: str, padding: bytes = b"\0") -> bytes:
     return raw + padding * (len(raw) % 2)
 
 
-def _plain_ae(title: str) -> str:
+def plain_ae(title: str) -> str:
     """An AE title fit for value representation AE (PS3.5 6.2), whatever the peer called itself."""
     return "".join(c if " " <= c <= "~" and c != "\\" else "_" for c in title.strip())[:16].strip()
 
@@ -130,27 +141,63 @@ def digest_and_sequence(name: str) -> tuple[bytes, int]:
 
 
 def read_archived_meta(path: Path) -> ArchivedMeta:
-    """Read back what `file_meta` wrote, and the number in the name.
+    """What a file says of its receipt, and the number in its name.
 
-    Raises UnreadableDataSet when the file is not one of ours.
+    Raises UnreadableDataSet when it is not one of ours, OSError.
     """
-    from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only a rebuild needs it
-
     _, sequence = digest_and_sequence(path.name)
-    meta = read_file_meta_info(path)
-    if meta.get("PrivateInformationCreatorUID") != PRIVATE_CREATOR_UID:
-        raise UnreadableDataSet(f"{path.name} was not written by dicomfs")
-    note = json.loads(bytes(meta.PrivateInformation).decode("ascii"))
-    receipt = Receipt(
-        transfer_syntax=str(meta.TransferSyntaxUID),
-        received=float(note["received"]),
-        source_ae=str(meta.get("SourceApplicationEntityTitle", "")),
-        receiving_ae=str(meta.get("ReceivingApplicationEntityTitle", "")),
-        sop_class_uid=str(meta.MediaStorageSOPClassUID),
-        sop_instance_uid=str(meta.MediaStorageSOPInstanceUID),
-        duplicates=Duplicates(note.get("duplicates", Duplicates.KEEP_FIRST.value)),
-    )
-    return ArchivedMeta(sequence, receipt)
+    with path.open("rb") as file:
+        return ArchivedMeta(sequence, parse_file_meta(file.read(DATA_SET_OFFSET)))
+
+
+def parse_file_meta(raw: bytes) -> Receipt:
+    """Read back what `file_meta` wrote: the first `DATA_SET_OFFSET` bytes of a file.
+
+    Strict, since these bytes are ours and no checksum covers them: whatever `file_meta` would not have
+    written raises UnreadableDataSet.
+    """
+    try:
+        values = _elements(raw)
+        if _text(values[0x0100]) != PRIVATE_CREATOR_UID:
+            raise UnreadableDataSet("its file meta information was not written by dicomfs")
+        note = json.loads(values[0x0102])
+        receipt = Receipt(
+            transfer_syntax=_text(values[0x0010]),
+            received=float(note["received"]),
+            source_ae=_text(values.get(0x0016, b"")),
+            receiving_ae=_text(values.get(0x0018, b"")),
+            sop_class_uid=_text(values[0x0002]),
+            sop_instance_uid=_text(values[0x0003]),
+            duplicates=Duplicates(note.get("duplicates", Duplicates.KEEP_FIRST.value)),
+        )
+    except (struct.error, LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        # Not chained: its text may quote the file.
+        raise UnreadableDataSet(
+            "its file meta information is damaged or was not written by dicomfs"
+        ) from None
+    if not math.isfinite(receipt.received):
+        raise UnreadableDataSet("its file meta information is damaged: it has no time of receipt")
+    return receipt
+
+
+def _elements(raw: bytes) -> dict[int, bytes]:
+    """Values of group 0002 by element, after the group length. Raises ValueError, struct.error."""
+    at = len(_HEAD)
+    if len(raw) != DATA_SET_OFFSET or not raw.startswith(_HEAD):
+        raise ValueError("no file meta information")
+    values = {}
+    while at < DATA_SET_OFFSET:
+        head = _ELEMENT if raw[at + 4 : at + 6] == b"OB" else _SHORT_ELEMENT
+        group, tag, _vr, *_reserved, length = head.unpack_from(raw, at)
+        at += head.size + length
+        if group != 2 or at > DATA_SET_OFFSET:
+            raise ValueError("no element of file meta information")
+        values[tag] = raw[at - length : at]
+    return values
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii").strip("\0 ")
 
 
 @dataclass(slots=True)
@@ -233,6 +280,7 @@ class Archive:
         self.incoming = store / "incoming"
         self.quarantine = store / "quarantine"
         self.forgotten = store / "forgotten"
+        self.damaged = store / "damaged"
 
     def create(self) -> None:
         """Make the folders that are missing, durably. Raises OSError."""
@@ -332,20 +380,70 @@ class Archive:
             raise UnreadableDataSet(f"{path.name} does not have the checksum that is its name")
         return path
 
-    def keep_aside(self, spool: Spool, reason: str, limit: int) -> Path | None:
+    def folder(self, byte: int) -> Path:
+        """The folder of the originals whose hash begins with this byte."""
+        return self.root / f"{byte:02x}"
+
+    def replace(self, spool: Spool, sequence: int) -> None:
+        """Put a sealed and synced spool file in the place of an original of its content, durably.
+
+        Unlike `publish` it leaves no second name in the spool, which would be taken for that of an original
+        without a row where the index is rebuilt. Raises OSError.
+        """
+        target = self.path(spool.digest, sequence)
+        spool.path.replace(target)
+        sync_directory(target.parent)
+
+    def renumber(self, digest: bytes, old: int, new: int) -> None:
+        """Give an original another number, durably; what has that name already is set aside.
+
+        Raises OSError.
+        """
+        source, target = self.path(digest, old), self.path(digest, new)
+        if os.path.lexists(target):
+            self.set_aside(target)
+        source.rename(target)
+        sync_directory(target.parent)
+
+    def remove(self, path: Path) -> None:
+        """Take a file out of the archive, durably. Raises OSError."""
+        path.unlink()
+        sync_directory(path.parent)
+
+    def set_aside(self, source: Path) -> Path:
+        """Move a damaged original to `damaged/`, durably; the next object of the same content is taken in.
+
+        Under the name that it had, with the time in front. Raises OSError.
+        """
+        if not self.damaged.exists():
+            self.damaged.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+            sync_directory(self.damaged.parent)
+        target = self.damaged / f"{time.time_ns()}-{source.name}"
+        source.rename(target)
+        # There before it is gone from where it was.
+        sync_directory(self.damaged)
+        sync_directory(source.parent)
+        return target
+
+    def keep_aside(self, spool: Spool, receipt: Receipt, reason: str, limit: int) -> Path | None:
         """Move a refused data set to `quarantine/`, its reason beside it; the oldest over `limit` go.
 
-        The data set keeps no file meta (it starts at `DATA_SET_OFFSET`). None when it could not be kept.
+        It becomes a DICOM file with the UIDs that were announced, so that any program, and `dicomfs import`,
+        can read it once somebody has mended it. None when it could not be kept.
         """
-        name = f"{time.time_ns()}-{spool.digest.hex()[:16]}"
-        target = self.quarantine / f"{name}.bin"
         try:
+            held = sorted(self.quarantine.glob("*.dcm"))
+            # Ordered by name, whatever the clock says meanwhile.
+            number = max(time.time_ns(), 1 + _number(held[-1]) if held else 0)
+            target = self.quarantine / f"{number:020}-{spool.digest.hex()[:16]}.dcm"
+            sop_class, sop_instance = _proper(receipt.sop_class_uid), _proper(receipt.sop_instance_uid)
+            self.seal(spool, file_meta(receipt, sop_class, sop_instance, refused=reason))
             spool.path.rename(target)
-            (self.quarantine / f"{name}.txt").write_text(f"{spool.transfer_syntax}\n{reason}\n")
-            for old in sorted(self.quarantine.glob("*.bin"))[:-limit]:
+            target.with_suffix(".txt").write_text(f"{receipt.transfer_syntax}\n{reason}\n")
+            for old in [*held, target][:-limit]:
                 old.unlink(missing_ok=True)
                 old.with_suffix(".txt").unlink(missing_ok=True)
-        except OSError:
+        except (OSError, UnreadableDataSet):
             return None
         return target
 
@@ -357,6 +455,16 @@ class Archive:
         Called within a write transaction of the index: so nobody publishes anything meanwhile.
         """
         removed = 0
+        for path in self.abandoned():
+            self.discard(path, has_row)
+            removed += 1
+        return removed
+
+    def abandoned(self) -> Iterator[Path]:
+        """Spool files that nobody writes any more, each locked for as long as the caller looks at it.
+
+        An empty one may as well be one that was made this moment and is not yet locked. Raises OSError.
+        """
         for path in list(self.incoming.iterdir()):
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -364,24 +472,39 @@ class Archive:
                 continue
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(fd).st_nlink > 1:
-                    self._retract(path, os.fstat(fd), has_row)
-                path.unlink(missing_ok=True)
-                removed += 1
+                if path.exists():  # else its writer has just finished with it
+                    yield path
             except BlockingIOError:
                 pass
             finally:
                 os.close(fd)
-        return removed
+
+    def discard(self, path: Path, has_row: Callable[[bytes, int], bool]) -> None:
+        """Remove an abandoned spool file, and its name in the archive if that has no row. Raises OSError."""
+        status = path.stat()
+        if status.st_nlink > 1:
+            self._retract(path, status, has_row)
+        path.unlink(missing_ok=True)
+
+    def is_held(self, path: Path) -> bool:
+        """True when whoever published this file is still about it: its row is to come. Raises OSError."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def _retract(self, path: Path, status: os.stat_result, has_row: Callable[[bytes, int], bool]) -> None:
         """Take a spool file's other name out of the archive if it has no row."""
         folder = self._folder_of(path)
         for entry in os.scandir(folder) if folder else ():
             if entry.inode() == status.st_ino and not has_row(*digest_and_sequence(entry.name)):
-                Path(entry.path).unlink()
-                # Before the spool's name goes: else a loss of power could leave the one that has no row.
-                sync_directory(Path(entry.path).parent)
+                # Durably, before the spool's name goes: else a loss of power could leave the one that has
+                # no row.
+                self.remove(Path(entry.path))
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
@@ -396,6 +519,17 @@ class Archive:
         except (InvalidDicomError, AttributeError):
             return None
         return self.path(content.digest(), 1).parent
+
+
+def _number(kept: Path) -> int:
+    """When a data set was kept aside, in nanoseconds, as its name has it."""
+    digits = kept.name.partition("-")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _proper(uid: str | None) -> str:
+    """A UID as the standard has it, else nothing: what a peer announced may be anything, even a name."""
+    return uid if uid and re.fullmatch(r"[0-9.]{1,64}", uid, re.ASCII) else ""
 
 
 def sync_directory(folder: Path) -> None:
@@ -417,4 +551,19 @@ def storage_errors(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreFull(f"no space left on the device of {what}") from error
-        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}") from error
+        remedy = _REMEDIES.get(error.errno or 0, "")
+        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}{remedy}") from error
+    except MemoryError as error:
+        raise StoreUnavailable(f"{what} cannot be used now: out of memory") from error
+
+
+_REMEDIES: Final = {
+    errno.EROFS: "; its file system is read-only: look for errors in the kernel's log, then mount it anew",
+    errno.ENOENT: "; a folder of it is missing: is its file system mounted?",
+    errno.ENOTDIR: "; a folder of it is missing: is its file system mounted?",
+    errno.EACCES: "; make its folders writable for this user",
+    errno.EPERM: "; make its folders writable for this user",
+    errno.EIO: "; look for errors of the disk in the kernel's log",
+    errno.EMFILE: "; raise LimitNOFILE (ulimit -n), or lower max_associations",
+    errno.ENFILE: "; raise fs.file-max",
+}

@@ -9,7 +9,7 @@ and address; nothing of a data set is ever logged. Used by `scp.py`, which owns 
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -24,11 +24,13 @@ from dicomfs.connection import (
     ABORT,
     ASSOCIATE_RQ,
     HUNG_UP,
+    NOT_SPECIFIED,
     RELEASE_RP,
     RELEASE_RQ,
     UNEXPECTED_PARAMETER,
     UNEXPECTED_PDU,
     Connection,
+    Pace,
     Pdu,
     Pdv,
     message,
@@ -41,8 +43,10 @@ from dicomfs.errors import (
     DicomfsError,
     DuplicateRefused,
     IdentityMismatch,
+    PeerSilent,
     StoreError,
     StoreFull,
+    StoreLocked,
     StoreUnavailable,
     StrangerRefused,
     UnreadableDataSet,
@@ -51,6 +55,7 @@ from dicomfs.handshake import Accepted, Request
 from dicomfs.logtext import plain, uid_text, where
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
+from dicomfs.pressure import Trouble
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 VERIFICATION: Final = "1.2.840.10008.1.1"
@@ -84,6 +89,8 @@ class Limits:
     """Between two messages of an open association; scanners pause between series."""
     stall_s: float = 60.0
     """Inside a message that has begun. Without it, half a PDU would hold a thread for ever."""
+    dead_s: float = 60.0
+    """A peer whose machine does not even answer the kernel's questions for so long has no place any more."""
     pause_s: float = 1.0
     """A peer that says nothing for so long after a commitment request is taken to wait for its result."""
 
@@ -97,6 +104,8 @@ class Terms:
     receiver: Receiver
     judge: Callable[[Request], Refusal | None]
     """Asked when a request has come; None: the peer may associate."""
+    trouble: Trouble
+    """Of the store."""
     greet: Callable[[], str]
     """What has to be done before anything is read, in the association's own thread: the TLS handshake.
     Gives the name that the peer has proved, if any. Raises AssociationEnded."""
@@ -133,6 +142,7 @@ _UNRECOGNISED_OPERATION: Final = 0x0211
 # the object and try again; 0110 is what they get for a bug of ours, where the same would happen again.
 _ANSWERS: Final[Sequence[tuple[type[DicomfsError], _Answer]]] = (
     (StoreFull, _Answer(0xA700, "Out of space; object not stored, please send again", logging.ERROR)),
+    (StoreLocked, _Answer(0xA700, "Index is locked; object not stored, please send again", logging.ERROR)),
     (StoreUnavailable, _Answer(0xA700, "Archive unavailable; object not stored, send again", logging.ERROR)),
     (IdentityMismatch, _Answer(0xA900, "SOP UIDs of command and data set differ", logging.WARNING)),
     (_NoDataSet, _Answer(0xC001, "No data set in the message", logging.WARNING)),
@@ -190,7 +200,8 @@ class Association:
                 is_released = True
             linger = min(_LINGER_S, self._terms.limits.handshake_s)
         except AssociationEnded as error:
-            if error.abort is not None:
+            # Who has not asked for anything is hung up on without a word (PS3.8 9.2, AA-2).
+            if error.abort is not None and (self.is_established or not isinstance(error, PeerSilent)):
                 self._connection.abort(error.abort)
                 linger = _HANG_UP_S
             if self.is_established:
@@ -243,12 +254,14 @@ class Association:
         LOGGER.info("association of %s opened%s", self.peer, proved)
         return True
 
-    def _taken(self, abstract_syntax: UID, transfer_syntaxes: Iterable[UID]) -> list[UID]:
+    def _taken(
+        self, abstract_syntax: UID, transfer_syntaxes: Iterable[UID], alone: Collection[UID]
+    ) -> list[UID]:
         if abstract_syntax == COMMITMENT and self._terms.commitment is not None:
             roles = self._request.roles if self._request else {}
             return taken(transfer_syntaxes, roles.get(COMMITMENT, (True, False)))
         known = abstract_syntax == VERIFICATION or is_storage(abstract_syntax)
-        return preferred(transfer_syntaxes) if known else []
+        return preferred(transfer_syntaxes, alone) if known else []
 
     # Messages
 
@@ -265,7 +278,15 @@ class Association:
     def _serve(self) -> None:
         """Take messages until the peer releases the association."""
         while True:
-            head = self._next()
+            try:
+                head = self._next()
+            except PeerSilent:
+                # Scanners do that, and connect again. An abort says so at once; they would not expect us to
+                # ask for a release, and a mere hang-up looks like a fault of the network.
+                idle_s = self._terms.limits.idle_s
+                LOGGER.info("association of %s ended: idle for %g s (idle_seconds)", self.peer, idle_s)
+                self._connection.abort(NOT_SPECIFIED)
+                return
             if isinstance(head, Pdv):
                 self._message(head)
             elif head.kind == RELEASE_RQ:
@@ -282,8 +303,11 @@ class Association:
         if context not in self._accepted:
             raise AssociationEnded("a message came on a context that was not accepted", UNEXPECTED_PARAMETER)
         stall_s = self._terms.limits.stall_s
-        command = messages.command(self._connection, head, stall_s)
-        data_set = messages.data_set(self._connection, context, stall_s) if command.has_data_set else iter(())
+        pace = Pace(2 * stall_s)
+        command = messages.command(self._connection, head, stall_s, pace)
+        data_set = (
+            messages.data_set(self._connection, context, stall_s, pace) if command.has_data_set else iter(())
+        )
         accepted = self._accepted[context]
         if command.is_response or command.field == dimse.C_CANCEL_RQ:
             answer = b""  # nothing of ours can be cancelled
@@ -316,8 +340,9 @@ class Association:
             received=time.time(),
             source_ae=self._title,
             receiving_ae=self._terms.ae_title,
-            sop_class_uid=command.sop_class_uid,
-            sop_instance_uid=command.sop_instance_uid,
+            # Nothing announced is nothing to compare with, and no reason to lose an image.
+            sop_class_uid=command.sop_class_uid or None,
+            sop_instance_uid=command.sop_instance_uid or None,
         )
         try:
             outcome = self._terms.receiver.receive(
@@ -328,10 +353,21 @@ class Association:
         except Exception as error:  # noqa: BLE001  the door: every request is answered, whatever went wrong
             answer = _answer_to(error)
             what = f"internal error {where(error)}" if answer is _BUG else plain(error, 400)
-            LOGGER.log(answer.level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
+            level = answer.level
+            if isinstance(error, StoreError):
+                # Every object of every sender meets it: one line says what is to be done.
+                passed = self._terms.trouble.note(type(error).__name__)
+                level = logging.DEBUG if passed is None else level
+                what += f" ({passed} more since the last line)" if passed else ""
+            LOGGER.log(level, "%s from %s not stored (%04X): %s", uid, self.peer, answer.status, what)
             self._refused(answer, error)
             return dimse.response(command, answer.status, answer.comment)
-        for warning in outcome.warnings:
+        if refused := self._terms.trouble.over():
+            LOGGER.warning("objects are stored again; %d were refused before", refused)
+        uid, warnings = uid_text(outcome.sop_instance_uid), outcome.warnings
+        if not command.sop_instance_uid:
+            warnings = (*warnings, "came by a command that names no SOP Instance UID")
+        for warning in warnings:
             LOGGER.warning("%s from %s: %s", uid, self.peer, warning)
         self._terms.activity.stored(self._visit, outcome.stored)
         LOGGER.info("%s from %s: %s", uid, self.peer, outcome.stored.value)

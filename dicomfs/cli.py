@@ -25,7 +25,18 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dicomfs import __version__, forgetting, importer, offline, samba, scp, serve, service, statuscommand
+from dicomfs import (
+    __version__,
+    forgetting,
+    importer,
+    maintenance,
+    offline,
+    samba,
+    scp,
+    serve,
+    service,
+    statuscommand,
+)
 from dicomfs import mount as mounting
 from dicomfs.activity import Activity
 from dicomfs.association import Limits
@@ -62,7 +73,7 @@ STORE_TROUBLE: Final = 5
 """The store is of another version, is none, or cannot be used now."""
 MOUNT_REFUSED: Final = 6
 ALARM: Final = 7
-"""`status --check`: a person has to see to something."""
+"""`status --check`, `scrub`, `reindex`: somebody has to see to something."""
 EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
     MountRefused: MOUNT_REFUSED,
     UsageError: USAGE,
@@ -148,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Receive DICOM images; browse them as pictures in folders, rendered on demand.",
         epilog=f"The store is --store, else ${STORE_VARIABLE}, else that of --config, else /var/lib/dicomfs. "
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 objects refused or none found (import), 4 no space, "
-        "5 trouble with the store, 6 mount refused, 7 alarm (status --check).",
+        "5 trouble with the store, 6 mount refused, 7 somebody has to see to something (status --check, "
+        "scrub, reindex).",
     )
     parser.add_argument("--version", action="version", version=f"dicomfs {__version__}")
     common = argparse.ArgumentParser(add_help=False)
@@ -208,6 +220,16 @@ def _parser() -> argparse.ArgumentParser:
         "forget", _forget, "Take patients, exams or images out of the store; their originals are kept aside."
     )
     forgetting.add_arguments(leave)
+
+    check = add("scrub", _scrub, "Check every original: is it there, and is it what was received?")
+    maintenance.add_scrub_arguments(check)
+
+    rebuild = add(
+        "reindex",
+        _reindex,
+        "Rebuild a lost, damaged or outdated index from the archive; nothing else may run.",
+    )
+    rebuild.add_argument("--json", action="store_true", help="print the summary as JSON")
 
     share = add("samba-config", _samba_config, "Print the Samba configuration that shares a mount.")
     share.add_argument("mountpoint", type=Path, help="where dicomfs is mounted")
@@ -276,6 +298,7 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
     # Only here: a mount answers the sooner without pynetdicom.
 
     chosen = _with_scp(options, settings).scp
+    service.raise_descriptor_limit()
     # Before the store: a receiver that cannot start makes none.
     who, certificates, activity = access(chosen), _certificates(chosen), Activity()
     with (
@@ -602,6 +625,23 @@ def _status(options: argparse.Namespace, settings: Settings) -> int:
 def _forget(options: argparse.Namespace, settings: Settings) -> int:
     forgetting.run(options, settings.store)
     return OK
+
+
+def _scrub(options: argparse.Namespace, settings: Settings) -> int:
+    is_clean = maintenance.run_scrub(
+        settings.store,
+        partial(_progress, quiet=options.quiet),
+        quick=options.quick,
+        repair=options.repair,
+        as_json=options.json,
+    )
+    return OK if is_clean else ALARM
+
+
+def _reindex(options: argparse.Namespace, settings: Settings) -> int:
+    watch = partial(_progress, quiet=options.quiet)
+    is_clean = maintenance.run_reindex(settings.store, watch, as_json=options.json)
+    return OK if is_clean else ALARM
 
 
 def _samba_config(options: argparse.Namespace, _settings: Settings) -> int:

@@ -315,8 +315,11 @@ def counts(store: Path, now: float) -> CommitmentCounts:
     Raises StoreMismatch, StoreUnavailable.
     """
     path = store / COMMITMENTS_NAME
-    if not path.exists():
-        return CommitmentCounts()
+    try:
+        if not path.exists():
+            return CommitmentCounts()
+    except PermissionError:
+        raise StoreUnavailable(f"this user may not look into {store}") from None
     commitments = Commitments(path)
     try:
         return commitments.counts(now)

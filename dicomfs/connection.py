@@ -7,6 +7,7 @@ that a peer that sends a byte now and then holds nothing for long. Knows no DIMS
 """
 
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dicomfs.errors import AssociationEnded
+from dicomfs.errors import AssociationEnded, PeerSilent
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA_TF, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 """PDU types (PS3.8 9.3.1)."""
@@ -38,6 +39,10 @@ _LONGEST_REQUEST: Final = 1 << 20
 _LONGEST_OTHER: Final = 1 << 10
 _HANG_UP_S: Final = 1.0
 HUNG_UP: Final = "the peer hung up"
+_TOO_SLOW: Final = "the peer sends too slowly, and was given up"
+_PROBES: Final = 3
+_LEAST_BYTES: Final = 4096
+"""Of a message, in twice the time that a sender may pause: a modem would manage that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +174,10 @@ class Connection:
                 # All of it, unless this is the wait for something to begin, of which every byte counts.
                 whole = socket.MSG_WAITALL if self._is_plain and seconds == self._stall_s else 0
                 count = self._socket.recv_into(view[found:], 0, 0 if at_least else whole)
-            except (TimeoutError, BlockingIOError):
-                raise AssociationEnded("the peer sent nothing more, and was given up") from None
+            except (TimeoutError, BlockingIOError) as error:
+                if error.errno == errno.ETIMEDOUT:  # the kernel's word, after its questions (`notice_death`)
+                    raise AssociationEnded("the peer's machine does not answer any more") from None
+                raise PeerSilent("the peer sent nothing more, and was given up", NOT_SPECIFIED) from None
             except OSError as error:
                 raise AssociationEnded(f"the connection broke: {error.strerror or error}") from None
             if not count:
@@ -181,7 +188,7 @@ class Connection:
             now = time.monotonic()
             deadline = deadline or now + self._stall_s
             if now > deadline:
-                raise AssociationEnded("the peer sends too slowly, and was given up")
+                raise PeerSilent(_TOO_SLOW, NOT_SPECIFIED)
             seconds = self._stall_s
         return found
 
@@ -239,6 +246,39 @@ class Connection:
         """End whatever the connection's own thread waits for. May be called by any thread."""
         with contextlib.suppress(OSError):
             _shut_down(self._socket, socket.SHUT_RDWR)
+
+
+class Pace:
+    """The least speed of a message: who sends a byte in each PDU, and each PDU just in time, has to go."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._since = time.monotonic()
+        self._bytes = 0
+
+    def step(self, count: int) -> None:
+        """So many bytes came. Raises PeerSilent when a window has passed with hardly any."""
+        self._bytes += count
+        now = time.monotonic()
+        if now - self._since > self._window_s:
+            if self._bytes < _LEAST_BYTES:
+                raise PeerSilent(_TOO_SLOW, NOT_SPECIFIED)
+            self._since, self._bytes = now, 0
+
+
+def notice_death(connected: socket.socket, seconds: float) -> None:
+    """Have the kernel end a connection whose other machine answers nothing any more for about `seconds`.
+
+    A cable that is pulled, or a machine that is switched off, sends no word: its place would be held until
+    the limit for pauses is over, which may be hours. (tcp(7); an answer that is on its way counts too.)
+    """
+    idle = max(1, round(seconds / 2))
+    between = max(1, round((seconds - idle) / _PROBES))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, between)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _PROBES)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(seconds * 1000))
 
 
 def _shut_down(connected: socket.socket, how: int) -> None:

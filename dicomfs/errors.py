@@ -6,7 +6,8 @@
     ├── StoreError                the store as a whole
     │   ├── StoreMismatch         made by another version, or not a store
     │   ├── StoreFull             no space, no inodes or quota exceeded: nothing was stored
-    │   └── StoreUnavailable      index locked, archive read-only, I/O error: may work later
+    │   └── StoreUnavailable      archive read-only or gone, I/O error: may work later
+    │       └── StoreLocked       another process keeps the index to itself
     ├── BadInstance               one SOP instance cannot be taken in
     │   ├── UnreadableDataSet     not a DICOM data set, or cut short
     │   │   └── NotDicom          a file that never was one: nothing is lost by leaving it out
@@ -14,6 +15,7 @@
     │   │   └── StrangerRefused   and they bear another patient's identity
     │   └── IdentityMismatch      the command's UIDs are not the data set's
     ├── AssociationEnded          a sender went away or broke the protocol
+    │   └── PeerSilent            it said nothing, or too little, for too long
     ├── RequestRefused            a request of a peer that the standard has a failure status for
     ├── ReportFailed              a peer could not be told the result of its request
     ├── PartFailed                a part of `serve` did not start, or ended by itself
@@ -52,6 +54,10 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """The store cannot be written or read now; trying later may work."""
+
+
+class StoreLocked(StoreUnavailable):
+    """Another process keeps the index to itself for longer than we wait."""
 
 
 class BadInstance(DicomfsError):
@@ -95,6 +101,10 @@ class AssociationEnded(DicomfsError):
     def __init__(self, text: str, abort: int | None = None) -> None:
         super().__init__(text)
         self.abort = abort
+
+
+class PeerSilent(AssociationEnded):
+    """The peer kept us waiting for too long."""
 
 
 class RequestRefused(DicomfsError):

@@ -16,7 +16,7 @@ from dicomfs import forget
 from dicomfs.archive import Archive
 from dicomfs.errors import UsageError
 from dicomfs.fuse import STORE_ATTRIBUTE
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
 from dicomfs.removal import Chosen, Plan
 from dicomfs.tree import Inode, Kind
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, store: Path) -> None:
     """
     if not (options.study or options.patient_id or options.paths):
         raise UsageError("forget what? Name --study UID, --patient-id ID, or paths in a mount")
-    index = Index(store / INDEX_NAME, writing=True)
+    index = Index(store / INDEX_NAME, timeout_s=BUSY_TIMEOUT_S)
     try:
         archive = Archive(store)
         forget.finish(archive, index)

@@ -4,6 +4,7 @@ The other way round too: what we ask for as SCP, and the peer's answer. Pure: by
 accepted is decided by `negotiation.py` and by the caller. Used by `association.py` and `reporter.py`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -113,15 +114,22 @@ def _proposed(item: Any) -> Proposed:
 
 
 def choose(
-    contexts: Iterable[Proposed], preferred: Callable[[UID, Iterable[UID]], list[UID]]
+    contexts: Sequence[Proposed], preferred: Callable[[UID, Iterable[UID], Collection[UID]], list[UID]]
 ) -> dict[int, Accepted]:
     """The contexts that are accepted, by id.
 
-    `preferred` gives the proposed transfer syntaxes of an abstract syntax that are taken, the best first.
+    `preferred` gives the proposed transfer syntaxes of an abstract syntax that are taken, the best first; it
+    is told which of that abstract syntax have a context to themselves.
     """
     accepted = {}
+    alone: defaultdict[UID, set[UID]] = defaultdict(set)
     for proposed in contexts:
-        if taken := preferred(proposed.abstract_syntax, proposed.transfer_syntaxes):
+        if len(proposed.transfer_syntaxes) == 1:
+            alone[proposed.abstract_syntax].update(proposed.transfer_syntaxes)
+    for proposed in contexts:
+        if taken := preferred(
+            proposed.abstract_syntax, proposed.transfer_syntaxes, alone[proposed.abstract_syntax]
+        ):
             accepted[proposed.context] = Accepted(proposed.abstract_syntax, taken[0])
     return accepted
 

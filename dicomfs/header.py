@@ -257,9 +257,13 @@ class _Values:
         return tuple(group.strip() for group in groups if group.strip("^ "))
 
     def uid(self, keyword: str) -> str:
-        """UI: digits and dots, at most 64."""
+        """UI as what it is here, a name that tells things apart.
+
+        PS3.5 9.1 wants digits and dots, no leading zeros, at most 64 in all. Devices send letters, zeros,
+        blanks inside and longer ones; to refuse these would lose their images.
+        """
         uid = self.text(keyword)
-        return uid if re.fullmatch(r"[0-9][0-9.]{0,63}", uid) else ""
+        return uid if _UID.fullmatch(uid) else ""
 
     def number(self, keyword: str) -> int | None:
         """IS (PS3.5 6.2: signed, 32 bits), also when written `4.00`."""
@@ -289,6 +293,8 @@ class _Values:
         return _time(self.text(keyword))
 
 
+_UID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._ -]{0,127}", re.ASCII)
+"""As long as two of them have room in the file meta information of an archived file, and longer than seen."""
 _DECIMAL: Final = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
 _DATE: Final = re.compile(r"([0-9]{4})([./-]?)([0-9]{2})\2([0-9]{2})")
 """DA; ACR-NEMA wrote `2003.01.10`."""

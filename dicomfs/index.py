@@ -37,7 +37,8 @@ from sqlalchemy import (
     tuple_,
 )
 
-from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable
+from dicomfs.errors import StoreFull, StoreLocked, StoreMismatch, StoreUnavailable
+from dicomfs.lock import StoreLock
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
@@ -60,8 +61,13 @@ from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
 """Its name in the store."""
-BUSY_TIMEOUT_S: Final = 30.0
-"""How long a writer waits for the others."""
+BUSY_TIMEOUT_S: Final = 10.0
+"""How long a writer waits for the others. A sender needs its answer before its own time limit is over: 30 s
+are usual, and it may have waited for an earlier object already."""
+LOCKED_TIMEOUT_S: Final = 0.2
+"""How long, once somebody was waited for in vain: whoever comes meanwhile is told at once."""
+REBUILD: Final = "rebuild it from the archive with dicomfs reindex"
+"""The remedy for an index that is lost, damaged or of another version: the archive has everything."""
 READ_TIMEOUT_S: Final = 2.0
 """Readers of a WAL hardly ever wait; when they must, a mount stands still meanwhile."""
 
@@ -152,6 +158,21 @@ class KeptOriginal:
     size: int
     """Bytes of the data set."""
     transfer_syntax: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOriginal:
+    """What the index says of one original, to be compared with its file."""
+
+    sequence: int
+    hash: bytes
+    size: int
+    """Bytes of the data set."""
+    transfer_syntax: str
+    received: float
+    source_ae: str
+    duplicates: str
+    sop_uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,6 +446,30 @@ _KEPT_UNDER = (
     .join(instances, instances.c.id == originals.c.instance)
     .where(instances.c.sop_uid == bindparam("sop_uid"))
 )
+_RECORDED = (
+    select(
+        originals.c.id.label("sequence"),
+        originals.c.hash,
+        originals.c.size,
+        originals.c.transfer_syntax,
+        originals.c.received,
+        originals.c.source_ae,
+        originals.c.duplicates,
+        instances.c.sop_uid,
+    )
+    # Outer: the row of an original whose instance is lost must not hide its file.
+    .outerjoin(instances, instances.c.id == originals.c.instance)
+    .where(originals.c.hash > bindparam("after"), originals.c.hash <= bindparam("last"))
+    .order_by(originals.c.hash)
+    .limit(bindparam("most"))
+)
+_NOT_SHOWN = (
+    select(instances.c.id)
+    .outerjoin(originals, originals.c.id == instances.c.shown)
+    .where(originals.c.id.is_(None))
+    .limit(bindparam("most"))
+)
+_HIGHEST = select(func.max(originals.c.id))
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 _LAST_ORIGINAL = select(originals.c.received).where(
     originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
@@ -529,17 +574,39 @@ def translated(what: str = "the index") -> Iterator[None]:
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
-        if sqlite_code(error) == sqlite3.SQLITE_FULL:
+        code = sqlite_code(error)
+        if code == sqlite3.SQLITE_FULL:
             raise StoreFull(f"no space left for {what}; free some space, then send again") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreLocked(
+                f"another program keeps {what} locked (a backup? sqlite3?): end it, or wait for it"
+            ) from error
         cause = error.orig if isinstance(error, exc.DBAPIError) else error
-        raise StoreUnavailable(f"{what} cannot be used now: {cause}") from error
+        remedy = _REMEDIES.get(code, "")
+        raise StoreUnavailable(f"{what} cannot be used now: {cause}{remedy}") from error
 
 
-def connect(path: Path, timeout_s: float, *, immutable: bool = False) -> Engine:
-    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected."""
+_REMEDIES: Final = {
+    sqlite3.SQLITE_READONLY: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_PERM: "; make it and its folder writable for this user",
+    sqlite3.SQLITE_CANTOPEN: "; is its file system mounted, and open to this user?",
+    sqlite3.SQLITE_IOERR: "; look for errors of the disk in the kernel's log",
+}
+
+
+def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
+    """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected.
+
+    `how`: parameters of SQLite's URI; `mode=rw` never makes a file.
+    """
     engine = create_engine(
-        f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true" if immutable else f"sqlite:///{path}",
-        connect_args={"timeout": timeout_s, "check_same_thread": False},
+        "sqlite://",
+        creator=lambda: sqlite3.connect(
+            f"file:{quote(os.fsencode(path.absolute()))}?{how}",
+            uri=True,
+            timeout=timeout_s,
+            check_same_thread=False,
+        ),
         poolclass=NullPool,
     )
 
@@ -553,6 +620,15 @@ def connect(path: Path, timeout_s: float, *, immutable: bool = False) -> Engine:
         connection.execute("PRAGMA cache_size = -32768")
 
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None when there is none, or nobody can tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _driver_of(connection: Connection) -> sqlite3.Connection:
@@ -583,12 +659,14 @@ class Index:
     """One connection to the index; use it from one thread at a time."""
 
     def __init__(
-        self, path: Path, *, create: bool = False, writing: bool = False, immutable: bool = False
+        self, path: Path, *, create: bool = False, immutable: bool = False, timeout_s: float | None = None
     ) -> None:
-        """Open, or with `create` make, the index file; `writing`: wait for other writers with patience;
+        """Open, or with `create` make, the index file; the store is locked against a rebuild until `close`.
+
         `immutable`: it lies where nobody can change it.
 
-        Raises StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
+        `timeout_s`: how long to wait for others that write; None: 10 s with `create`, else 2 s. Raises
+        StoreMismatch when it is of another version, is missing or is no index, StoreUnavailable
         when it cannot be opened.
         """
         try:
@@ -596,21 +674,30 @@ class Index:
         except PermissionError:
             raise StoreUnavailable(f"this user may not look into {path.parent}") from None
         if not create and not there:
-            raise StoreMismatch(f"{path.parent} is not a dicomfs store: it has no {path.name}")
+            raise StoreMismatch(
+                f"{path.parent} is not a dicomfs store: it has no {path.name}; if that was lost, {REBUILD}"
+            )
+        self._path = path
         self._recollection = Recollection()
         self._seen_version = -1
-        timeout_s = BUSY_TIMEOUT_S if create or writing else READ_TIMEOUT_S
-        self._engine = connect(path, timeout_s, immutable=immutable)
+        if timeout_s is None:
+            timeout_s = BUSY_TIMEOUT_S if create else READ_TIMEOUT_S
+        self._timeout_s = self._patience_s = timeout_s
+        self._is_suspect = False
+        self._lock = StoreLock(path.parent)
+        how = "mode=rwc" if create else "immutable=1" if immutable else "mode=rw"
+        self._engine = connect(path, timeout_s, how)
         try:
             self._connection: Connection = self._engine.connect()
             self.store_id = self._prepare(path, create=create)
+            self._file = _identity(path)
         except (exc.DatabaseError, sqlite3.Error) as error:
             self.close()
             with translated():
                 if sqlite_code(error) not in FOREIGN:
                     raise
             cause = error.orig if isinstance(error, exc.DatabaseError) else error
-            raise StoreMismatch(f"{path} is not a dicomfs index: {cause}") from error
+            raise StoreMismatch(f"{path} is not a dicomfs index: {cause}; {REBUILD}") from error
         except BaseException:
             self.close()
             raise
@@ -632,14 +719,16 @@ class Index:
         if not tables:
             raise StoreMismatch("the index file is empty; receive or import something first")
         if not tables >= set(metadata.tables):
-            raise StoreMismatch("the index file is a database of something else, not a dicomfs index")
+            raise StoreMismatch(
+                f"the index file is a database of something else, not a dicomfs index; {REBUILD}"
+            )
         facts = {row.key: row.value for row in self._connection.execute(select(about))}
         self._connection.rollback()
         found = facts.get("schema_version", "(none)")
         if found != str(SCHEMA_VERSION) or "store_id" not in facts:
             raise StoreMismatch(
-                f"the index has schema version {found}, this dicomfs reads "
-                f"{SCHEMA_VERSION}: use the dicomfs version that made it"
+                f"the index has schema version {found}, this dicomfs reads {SCHEMA_VERSION}: "
+                f"use the dicomfs version that made it, or {REBUILD}"
             )
         return facts["store_id"]
 
@@ -649,6 +738,8 @@ class Index:
         if connection is not None:
             connection.close()
         self._engine.dispose()
+        # Last: closing may write the journal back into the file.
+        self._lock.close()
 
     @property
     def _driver(self) -> sqlite3.Connection:
@@ -658,7 +749,7 @@ class Index:
     @contextlib.contextmanager
     def write(self) -> Iterator["Writer"]:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
-        with translated():
+        with self._watched(), translated():
             try:
                 with immediate(self._connection) as driver:
                     self._forget_if_others_wrote(driver)
@@ -675,13 +766,71 @@ class Index:
 
         Raises StoreFull or StoreUnavailable.
         """
-        with translated():
+        with self._watched(), translated():
             try:
                 with immediate(self._connection):
                     yield self._connection
             finally:
                 self._connection.rollback()  # SQLAlchemy's bookkeeping: the driver's transaction has ended
                 self._recollection.clear()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """See to it that what is written is the file under our path, and learn from what goes wrong.
+
+        A file system that was taken away, or went read-only by an error, comes back as another one, and the
+        connection would hold on to the former for ever; nor could that be unmounted and mended meanwhile.
+        """
+        if self._is_suspect or _identity(self._path) != self._file:
+            self.let_go()
+            self._reopen()
+        try:
+            yield
+        except StoreLocked:
+            self._wait_at_most(LOCKED_TIMEOUT_S)
+            raise
+        except StoreUnavailable:
+            self.let_go()
+            raise
+        self._wait_at_most(self._timeout_s)
+
+    def _wait_at_most(self, seconds: float) -> None:
+        if seconds != self._patience_s:
+            self._driver.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+            self._patience_s = seconds
+
+    def let_go(self) -> None:
+        """Close the file, so that its file system can be mended; the next transaction opens what is there."""
+        self._is_suspect = True
+        with contextlib.suppress(exc.DBAPIError, sqlite3.Error):
+            self._connection.close()
+        self._lock.close()
+        self._recollection.clear()
+        self._seen_version = -1
+
+    def _reopen(self) -> None:
+        """Use the file that is there now, if it is the same store. Raises StoreUnavailable."""
+        identity = _identity(self._path)
+        if identity is None:
+            raise StoreUnavailable(f"{self._path} is missing: is its file system mounted?")
+        self._engine.dispose()
+        self._lock.close()
+        self._lock = StoreLock(self._path.parent)
+        self._engine = connect(self._path, self._timeout_s, "mode=rw")
+        with translated():
+            _sync_log(self._path)
+            self._connection = self._engine.connect()
+            try:
+                is_same = self._prepare(self._path, create=False) == self.store_id
+            except StoreMismatch:
+                is_same = False
+            except BaseException:
+                self.let_go()
+                raise
+        if not is_same:
+            self.let_go()
+            raise StoreUnavailable(f"{self._path} is another store's: is the right file system mounted?")
+        self._file, self._patience_s, self._is_suspect = identity, self._timeout_s, False
 
     def _forget_if_others_wrote(self, driver: sqlite3.Connection) -> None:
         version = int(driver.execute("PRAGMA data_version").fetchone()[0])
@@ -930,6 +1079,32 @@ class Index:
         """Every original of a SOP Instance UID, whatever its series, in order of receipt."""
         rows = self._rows(_KEPT_UNDER, sop_uid=sop_uid)
         return sorted((KeptOriginal(**row._mapping) for row in rows), key=lambda kept: kept.sequence)
+
+    def recorded(self, after: bytes, last: bytes, most: int) -> list[RecordedOriginal]:
+        """Originals whose hash is above `after` and at most `last`, in order of the hash."""
+        rows = self._rows(_RECORDED, after=after, last=last, most=most)
+        return [RecordedOriginal(**{**row._mapping, "sop_uid": row.sop_uid or ""}) for row in rows]
+
+    def faults(self, most: int, *, quick: bool = False) -> list[str]:
+        """What is wrong inside the index itself, in words without any value of a row; empty: nothing.
+
+        SQLite's own checks (`quick`: without comparing tables with their indices), foreign keys, and what
+        no foreign key says. Reads the whole file.
+        """
+        check = "quick_check" if quick else "integrity_check"
+        with translated():
+            try:
+                said = self._connection.exec_driver_sql(f"PRAGMA {check}({most})").scalars().all()
+                keys = self._connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(most)
+            finally:
+                self._connection.rollback()
+        found = [line for line in said if line != "ok"]
+        found += [f"row {row[1]} of {row[0]} points to a row of {row[2]} that is not there" for row in keys]
+        lost = self._rows(_NOT_SHOWN, most=most)
+        found += [f"instance {row.id} shows an original that has no row" for row in lost]
+        if (self._rows(_HIGHEST)[0][0] or 0) > self.last_sequence():
+            found.append("the counter of receipt sequence numbers is below a number that was given")
+        return found
 
     def conflicts(self) -> int:
         """Originals that bear another patient's identity than an earlier one of the same UIDs."""

@@ -7,38 +7,40 @@ and only then lets the callers go on. So the order of sequence numbers is the or
 number of senders and processes. Never decodes pixels, never changes a byte of a data set.
 """
 
+import errno
 import logging
-import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from dicomfs import forget
-from dicomfs.archive import Archive, Spool, file_meta, storage_errors, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, plain_ae, storage_errors, sync_directory
 from dicomfs.errors import (
     BadInstance,
     DuplicateRefused,
     IdentityMismatch,
-    StoreFull,
+    StoreLocked,
     StoreMismatch,
     StoreUnavailable,
     StrangerRefused,
 )
 from dicomfs.header import read_header
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import INDEX_NAME, REBUILD, Index
 from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
+from dicomfs.pressure import Space
 from dicomfs.writer import Writer
 
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
+_LOOK_BYTES: Final = 32 << 20
+"""Of an object that arrives; after so many it is looked again whether there is space for more."""
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +75,10 @@ class Ingest:
         self.store = store
         self.archive = archive
         self._duplicates = duplicates
-        self._keep_free = keep_free
-        self._is_short = False
+        self.space = Space(archive.incoming, keep_free)
+        """Of the disk; its `state` for whoever shows it."""
         self._index = index
-        self._queue: queue.SimpleQueue[Prepared | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Prepared | Callable[[], None] | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -107,11 +109,13 @@ class Ingest:
                 # An empty index would give the numbers of these originals to others.
                 raise StoreMismatch(
                     f"the archive of {store} holds originals, but {INDEX_NAME} is missing: "
-                    "put it back from a backup; nothing was changed"
+                    f"{REBUILD}; nothing was changed"
                 )
+            if not index_path.exists():
+                log.info("%s becomes a new store", store)
             index = Index(index_path, create=True)
             with index.write() as writer:
-                removed = archive.clean(partial(_has_row, writer))
+                removed = archive.clean(writer.has_row)
             try:
                 forget.finish(archive, index)
             except BaseException:
@@ -144,18 +148,24 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
-        receipt = replace(receipt, duplicates=self._duplicates)
-        with storage_errors("the archive"), ExitStack() as undo:
-            self._check_space()
+        # As the file meta information will have it, so that the index says the same.
+        source_ae = plain_ae(receipt.source_ae)
+        receipt = replace(receipt, duplicates=self._duplicates, source_ae=source_ae)
+        with self._archive_errors(), ExitStack() as undo:
+            self.space.check()
             spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
+            looked_at = 0
             for part in parts:
                 spool.write(part)
+                if spool.size - looked_at > _LOOK_BYTES:
+                    looked_at = spool.size
+                    self.space.check()
             try:
                 header = self._header(spool, receipt)
                 meta = file_meta(receipt, header.sop_class_uid, header.sop_instance_uid)
             except BadInstance as error:
                 if keep_refused:
-                    kept = self.archive.keep_aside(spool, str(error), QUARANTINE_LIMIT)
+                    kept = self.archive.keep_aside(spool, receipt, str(error), QUARANTINE_LIMIT)
                     log.warning(
                         "refused SOP instance '%s': %s; %s",
                         _plain(receipt.sop_instance_uid or ""),
@@ -169,23 +179,6 @@ class Ingest:
             spool.sync()
             undo.pop_all()
         return Prepared(spool, header, receipt)
-
-    def _check_space(self) -> None:
-        """Raises StoreFull below the watermark; asked again each time, so it recovers by itself."""
-        disk = os.statvfs(self.archive.incoming)
-        wanted = self._keep_free(disk.f_blocks * disk.f_frsize)
-        free = disk.f_bavail * disk.f_frsize
-        was_short, self._is_short = self._is_short, free < wanted
-        if self._is_short:
-            if not was_short:
-                log.error(
-                    "only %.2f GB free: nothing is taken in below %.2f GB (min_free); free some space",
-                    free / 1e9,
-                    wanted / 1e9,
-                )
-            raise StoreFull(f"{free} bytes are free on the disk of the archive, {wanted} have to stay free")
-        if was_short:
-            log.info("there is space again: objects are taken in")
 
     def commit(self, prepared: Prepared) -> "Future[Outcome]":
         """The second half of `receive`: the outcome, or StoreFull, StoreUnavailable, in a future.
@@ -201,6 +194,17 @@ class Ingest:
             StoreUnavailable("the store is being closed: nothing is taken in any more")
         )
         return prepared.done
+
+    @contextmanager
+    def _archive_errors(self) -> Iterator[None]:
+        """Translate; and where the file system failed or has gone, have the index let go of it as well."""
+        try:
+            with storage_errors(f"the archive of {self.store}"):
+                yield
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _GONE:
+                self._queue.put(self._index.let_go)  # which is the committer's
+            raise
 
     @staticmethod
     def _header(spool: Spool, receipt: Receipt) -> Header:
@@ -239,6 +243,9 @@ class Ingest:
             first = self._queue.get()
             if first is None:
                 return
+            if not isinstance(first, Prepared):
+                first()
+                continue
             batch = [first]
             ending = False
             while len(batch) < _BATCH and not self._queue.empty():
@@ -246,7 +253,10 @@ class Ingest:
                 if further is None:
                     ending = True
                     break
-                batch.append(further)
+                if isinstance(further, Prepared):
+                    batch.append(further)
+                else:
+                    further()
             self._settle(batch)
             if ending:
                 return
@@ -255,6 +265,11 @@ class Ingest:
         """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""
         try:
             outcomes = self._commit(batch)
+        except StoreLocked as error:
+            # Nobody's fault, and each alone would wait again, while the senders' patience runs out.
+            self._withdraw(batch)
+            for pending in batch:
+                pending.done.set_exception(error)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
             if self._withdraw(batch) and len(batch) > 1:
                 for pending in batch:
@@ -271,7 +286,7 @@ class Ingest:
 
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
         folders: set[Path] = set()
-        with storage_errors("the archive"), self._index.write() as writer:
+        with self._archive_errors(), self._index.write() as writer:
             outcomes = []
             for pending in batch:
                 outcome = self._known(writer, pending, folders)
@@ -295,9 +310,11 @@ class Ingest:
         try:
             if new:
                 # Under the lock again: meanwhile another process may have stored the same object.
-                with storage_errors("the archive"), self._index.write():
+                with self._archive_errors(), self._index.write() as writer:
                     for pending in new:
-                        self.archive.withdraw(pending.spool)
+                        # A COMMIT that failed may be found done once the index has been opened anew.
+                        if not self._has_come(writer, pending.spool):
+                            self.archive.withdraw(pending.spool)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
             for pending in new:
                 pending.spool.is_left = True
@@ -308,6 +325,10 @@ class Ingest:
         for pending in new:
             pending.is_new = False
         return True
+
+    def _has_come(self, writer: Writer, spool: Spool) -> bool:
+        known = writer.known(spool.digest)
+        return known is not None and self.archive.path(spool.digest, known.sequence) == spool.published
 
     def _known(self, writer: Writer, pending: Prepared, folders: set[Path]) -> Outcome | BadInstance | None:
         """The outcome of what is there already, or is not to be taken; None for what is new."""
@@ -345,11 +366,9 @@ class Ingest:
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
 
 
-def _has_row(writer: Writer, digest: bytes, sequence: int) -> bool:
-    known = writer.known(digest)
-    return known is not None and known.sequence == sequence
-
-
 def _plain(uid: str) -> str:
     """A UID as a peer sent it, fit for one line of a log: it may be anything, even a name."""
     return "".join(c if c in "0123456789." else "?" for c in uid)[:128]
+
+
+_GONE: Final = frozenset({errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE})

@@ -10,7 +10,7 @@ def plain(text: object, limit: int) -> str:
 
 def uid_text(uid: object) -> str:
     """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid or "none").strip())[:128]
+    return "".join(c if c in "0123456789." else "?" for c in str(uid).strip())[:128] or "(no UID)"
 
 
 def where(error: BaseException) -> str:

@@ -7,15 +7,18 @@ Raises AssociationEnded when the peer breaks the protocol, aborts or falls silen
 from collections.abc import Iterator
 
 from dicomfs import dimse
-from dicomfs.connection import ABORT, UNEXPECTED_PARAMETER, UNEXPECTED_PDU, Connection, Pdu, Pdv
+from dicomfs.connection import ABORT, UNEXPECTED_PARAMETER, UNEXPECTED_PDU, Connection, Pace, Pdu, Pdv
 from dicomfs.dimse import Command
 from dicomfs.errors import AssociationEnded
 
 
-def command(connection: Connection, head: Pdv, stall_s: float) -> Command:
-    """The command set that begins with this fragment; each further one is waited for `stall_s` at most."""
+def command(connection: Connection, head: Pdv, stall_s: float, pace: Pace | None = None) -> Command:
+    """The command set that begins with this fragment; each further one is waited for `stall_s` at most.
+
+    `pace`: the least speed of the whole message.
+    """
     raw = bytearray()
-    for piece in connection.values(_command_fragments(connection, head, stall_s)):
+    for piece in connection.values(_command_fragments(connection, head, stall_s, pace)):
         raw += piece
     try:
         return dimse.decode(bytes(raw))
@@ -23,12 +26,14 @@ def command(connection: Connection, head: Pdv, stall_s: float) -> Command:
         raise AssociationEnded(str(error), UNEXPECTED_PARAMETER) from None
 
 
-def data_set(connection: Connection, context: int, stall_s: float) -> Iterator[memoryview]:
+def data_set(
+    connection: Connection, context: int, stall_s: float, pace: Pace | None = None
+) -> Iterator[memoryview]:
     """The data set of a message as it arrives. Whoever begins to read it has to read it to its end."""
-    return connection.values(_data_set_fragments(connection, context, stall_s))
+    return connection.values(_data_set_fragments(connection, context, stall_s, pace))
 
 
-def _command_fragments(connection: Connection, head: Pdv, stall_s: float) -> Iterator[Pdv]:
+def _command_fragments(connection: Connection, head: Pdv, stall_s: float, pace: Pace | None) -> Iterator[Pdv]:
     context, size = head.context, 0
     while True:
         if not head.is_command or head.context != context:
@@ -39,24 +44,28 @@ def _command_fragments(connection: Connection, head: Pdv, stall_s: float) -> Ite
         yield head
         if head.is_last:
             return
-        head = _fragment(connection, stall_s)
+        head = _fragment(connection, stall_s, pace)
 
 
-def _data_set_fragments(connection: Connection, context: int, stall_s: float) -> Iterator[Pdv]:
+def _data_set_fragments(
+    connection: Connection, context: int, stall_s: float, pace: Pace | None
+) -> Iterator[Pdv]:
     is_last = False
     while not is_last:
-        head = _fragment(connection, stall_s)
+        head = _fragment(connection, stall_s, pace)
         if head.is_command or head.context != context:
             raise AssociationEnded("a data set is interrupted by another message", UNEXPECTED_PARAMETER)
         yield head
         is_last = head.is_last
 
 
-def _fragment(connection: Connection, stall_s: float) -> Pdv:
+def _fragment(connection: Connection, stall_s: float, pace: Pace | None) -> Pdv:
     """The next fragment of a message that has begun."""
     head = connection.next(stall_s)
     if isinstance(head, Pdu):
         if head.kind == ABORT:
             raise AssociationEnded("the peer aborted in the middle of a message")
         raise AssociationEnded(f"a PDU of type {head.kind} came inside a message", UNEXPECTED_PDU)
+    if pace is not None:
+        pace.step(head.length)
     return head

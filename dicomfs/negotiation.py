@@ -3,7 +3,7 @@
 Pure tables over UIDs. Used by `scp.py`, which has the network.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from pydicom.uid import UID
@@ -14,7 +14,7 @@ def _uids(*endings: str) -> tuple[UID, ...]:
 
 
 # Transfer syntaxes of PS3.6 table A-1 in our order. Uncompressed, because any reader can show it: explicit
-# and implicit little endian, big endian, deflated, encapsulated uncompressed.
+# and implicit little endian, big endian; deflated, encapsulated uncompressed.
 _UNCOMPRESSED: Final = _uids(".1", "", ".2", ".1.99", ".1.98")
 # Without loss: RLE, deflated frames, JPEG (first-order, process 14, 15, 28, 29), JPEG-LS, JPEG 2000 (part 1
 # and 2), HTJ2K (two), JPEG XL (two; the second keeps all that a JPEG had).
@@ -34,6 +34,11 @@ _ELSEWHERE: Final = _uids(".4.94", ".4.95", ".4.204", ".4.205", ".6.1", ".6.2")
 _BEFORE_UNKNOWN: Final = (*_UNCOMPRESSED, *_LOSSLESS)
 _AFTER_UNKNOWN: Final = (*_PERHAPS_LOSSY, *_LOSSY, *_VIDEO, *_ELSEWHERE)
 _UNKNOWN_RANK: Final = len(_BEFORE_UNKNOWN)
+# Of these the sender's own first counts (`preferred`): without loss, and shown by our decoders.
+_SENDERS_CHOICE: Final = frozenset(
+    _uids(".1.99", ".1.98", ".5", ".8.1", ".4.57", ".4.70", ".4.80", ".4.90", ".4.201", ".4.202")
+)
+_PLAIN: Final = frozenset(_uids(".1", "", ".2"))
 _RANK: Final = {uid: rank for rank, uid in enumerate(_BEFORE_UNKNOWN)} | {
     uid: _UNKNOWN_RANK + 1 + rank for rank, uid in enumerate(_AFTER_UNKNOWN)
 }
@@ -47,9 +52,23 @@ _NOT_OBJECTS: Final = frozenset(
 )
 
 
-def preferred(proposed: Iterable[UID]) -> list[UID]:
-    """The proposed transfer syntaxes in our order, each once; equals keep the sender's order."""
-    return sorted(dict.fromkeys(proposed), key=lambda uid: _RANK.get(uid, _UNKNOWN_RANK))
+def preferred(proposed: Iterable[UID], alone: Collection[UID] = ()) -> list[UID]:
+    """The transfer syntaxes proposed for one presentation context, each once, the one to be taken first.
+
+    That is what a sender names first of all that keeps every bit, if it is compressed: senders name first the
+    form that the object has (fo-dicom, `dcmsend`), and one that has to fall back on an uncompressed form may
+    be unable to convert, or lose the pixels. Not, if it is one of those that have a context to themselves
+    (`alone`): then objects of both forms can come. Otherwise our own order: plain explicit little
+    endian before implicit, which drops the types of private elements; and lossless before lossy wherever
+    that stands, because a sender that compresses for us would lose for ever what we could have had.
+    """
+    once = list(dict.fromkeys(proposed))
+    first = next((uid for uid in once if uid in _SENDERS_CHOICE or uid in _PLAIN), None)
+    by_rank = first is None or first in _PLAIN or first in alone
+    return sorted(
+        once,
+        key=lambda uid: (by_rank or uid != first, _RANK.get(uid, _UNKNOWN_RANK)),
+    )
 
 
 def is_storage(abstract_syntax: UID) -> bool:

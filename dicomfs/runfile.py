@@ -76,7 +76,11 @@ def records(store: Path) -> list[Record]:
     A file that cannot be read, or was written by another version, is left out.
     """
     found = []
-    for path in sorted((store / RUN_FOLDER).glob("receiver-*")):
+    try:
+        paths = sorted((store / RUN_FOLDER).glob("receiver-*"))
+    except OSError:  # Python before 3.12 says so when this user may not look there
+        paths = []
+    for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:

@@ -14,7 +14,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Self
@@ -25,17 +26,18 @@ from dicomfs.access import Access, Admission, PeerLimits, Refusal
 from dicomfs.actions import CommitmentTaker
 from dicomfs.activity import Activity
 from dicomfs.association import Association, Limits, Receiver, Terms
-from dicomfs.connection import Connection
-from dicomfs.errors import UsageError
+from dicomfs.connection import Connection, notice_death
+from dicomfs.errors import AssociationEnded, UsageError
 from dicomfs.handshake import Request, set_up_library
 from dicomfs.logtext import plain
-from dicomfs.tls import Certificates, shake_hands
+from dicomfs.pressure import Trouble
+from dicomfs.tls import Certificates, shake_hands, wrap
 
 LOGGER: Final = logging.getLogger("dicomfs.scp")
 
 _BACKLOG: Final = 128
 _PENDING: Final = 64
-"""Connections that have not yet asked for an association; when one more comes, the oldest has to go."""
+"""Connections that have not yet asked for an association; when one more comes, an old one has to go."""
 _HANG_UP_S: Final = 1.0
 _LAST_OBJECT_S: Final = 10.0
 _BREATH_S: Final = 0.1
@@ -51,6 +53,8 @@ class _Guest:
     thread: threading.Thread = field(init=False)
     is_admitted: bool = False
     """It has one of the places; until then it is pending."""
+    is_dismissed: bool = False
+    """It had to go for another one, and will have gone soon."""
 
 
 class StorageSCP:
@@ -76,6 +80,9 @@ class StorageSCP:
         self._activity = activity
         self._commitment = commitment
         self._admission = Admission(PeerLimits(limits.associations, limits.of_one_address))
+        self.trouble = Trouble()
+        """Of the store, as senders meet it; its `state` for whoever shows it."""
+        self._scarcity = Trouble()
         self._guests: list[_Guest] = []
         self._changed = threading.Condition()
         self._draining = False
@@ -190,23 +197,32 @@ class StorageSCP:
                     return
                 if error.errno not in (errno.ECONNABORTED, errno.EINTR):
                     # Out of descriptors or memory: those who are here will go, and free some.
-                    LOGGER.error("no further connection can be accepted now: %s", error.strerror)  # noqa: TRY400
+                    self._complain("no further connection can be accepted now", error)
                     time.sleep(_BREATH_S)
                 continue
             try:
                 self._welcome(connected, address[0], address[1])
-            except (OSError, RuntimeError) as error:
-                LOGGER.error("a connection could not be served: %s", error)  # noqa: TRY400
+            except AssociationEnded as error:
+                LOGGER.debug("connection of %s ended: %s", address[0], error)
+            except Exception as error:  # noqa: BLE001  without this thread we would be deaf, and nobody knew
+                self._complain("a connection could not be served", error)
                 connected.close()
+            else:
+                if self._scarcity.over():
+                    LOGGER.warning("connections are accepted again")
+
+    def _complain(self, what: str, error: Exception) -> None:
+        if self._scarcity.note(what) is not None:
+            why = error.strerror if isinstance(error, OSError) else error
+            LOGGER.error("%s: %s; if it lasts, raise LimitNOFILE and TasksMax", what, why or error)
 
     def _welcome(self, connected: socket.socket, address: str, port: int) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         limits = self._limits
+        notice_death(connected, limits.dead_s)
         greet: Callable[[], str] = str
         if self._certificates is not None:
-            context = self._certificates.context()
-            proving = context.wrap_socket(connected, server_side=True, do_handshake_on_connect=False)
+            proving = wrap(connected, self._certificates.context())
             greet = partial(shake_hands, proving, limits.handshake_s)
             connected = proving
         connection = Connection(connected, max_pdu=limits.pdu_bytes, stall_s=limits.stall_s)
@@ -215,20 +231,29 @@ class StorageSCP:
             return self._judge(guest, request)
 
         terms = Terms(
-            self._access.ae_title, limits, self._receiver, judge, greet, self._activity, self._commitment
+            self._access.ae_title,
+            limits,
+            self._receiver,
+            judge,
+            self.trouble,
+            greet,
+            self._activity,
+            self._commitment,
         )
         guest = _Guest(address, connection, Association(connection, address, port, terms))
         guest.thread = threading.Thread(
             target=self._entertain, args=(guest,), name=f"association {port}", daemon=True
         )
         with self._changed:
-            pending = [other for other in self._guests if not other.is_admitted]
+            pending = [other for other in self._guests if not (other.is_admitted or other.is_dismissed)]
             self._guests.append(guest)
         if len(pending) >= _PENDING:
-            pending[0].connection.hang_up()
+            dismissed = _least_deserving(pending)
+            dismissed.is_dismissed = True
+            dismissed.connection.hang_up()
         try:
             guest.thread.start()
-        except RuntimeError:
+        except BaseException:
             self._farewell(guest)
             raise
 
@@ -258,6 +283,12 @@ class StorageSCP:
             refusal = self._admission.admit(guest.address)
             guest.is_admitted = refusal is None
         return refusal
+
+
+def _least_deserving(pending: Sequence[_Guest]) -> _Guest:
+    """The oldest of the address that has most of them, so that others are not driven out by it."""
+    crowd, _ = Counter(guest.address for guest in pending).most_common(1)[0]
+    return next(guest for guest in pending if guest.address == crowd)
 
 
 def _listener(host: str, port: int) -> socket.socket:

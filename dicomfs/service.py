@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 from collections.abc import Mapping
@@ -11,7 +12,19 @@ READY: Final = "READY=1"
 STOPPING: Final = "STOPPING=1"
 PARENT_VARIABLE: Final = "DICOMFS_PARENT"
 """Process id of a `serve` that we are a part of: when it ends, so do we."""
+MOST_DESCRIPTORS: Final = 65_536
 _PR_SET_PDEATHSIG: Final = 1
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process as many open files as it may allow itself, up to `MOST_DESCRIPTORS`.
+
+    The usual soft limit of 1 024 is there for programs that use select(2), and is soon reached by senders.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def notify(state: str, environment: Mapping[str, str]) -> None:

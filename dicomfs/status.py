@@ -310,7 +310,10 @@ def _refusals(events: Iterator[Events], now: float) -> tuple[Refusals, ...]:
 
 def _aside(quarantine: Path) -> Aside:
     """Names begin with the time in nanoseconds."""
-    notes = sorted((path for path in quarantine.glob("*.txt")), reverse=True)
+    try:
+        notes = sorted(quarantine.glob("*.txt"), reverse=True)
+    except OSError:  # Python before 3.12 says so when this user may not look there
+        notes = []
     newest = []
     for note in notes[:_MOST_REASONS]:
         with contextlib.suppress(OSError, ValueError):

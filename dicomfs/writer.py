@@ -270,15 +270,26 @@ class Writer:
 
     def next_sequence(self) -> int:
         """A receipt sequence number that was never given before; higher than all before it."""
-        if not self._last_sequence:
-            self._last_sequence = int(_LAST_SEQUENCE.first(self._connection)[0])
-        self._last_sequence += 1
+        self._last_sequence = self._given() + 1
         return self._last_sequence
+
+    def count_from(self, last: int) -> None:
+        """Numbers up to this one were given before, whatever has become of them."""
+        self._last_sequence = max(self._given(), last)
+
+    def _given(self) -> int:
+        """The highest number that was given."""
+        return self._last_sequence or int(_LAST_SEQUENCE.first(self._connection)[0])
 
     def known(self, digest: bytes) -> KnownOriginal | None:
         """The original with this content hash."""
         row = _KNOWN.first(self._connection, hash=digest)
         return KnownOriginal(**row._asdict()) if row else None
+
+    def has_row(self, digest: bytes, sequence: int) -> bool:
+        """Whether the original with this content hash bears this number."""
+        known = self.known(digest)
+        return known is not None and known.sequence == sequence
 
     def earlier(self, header: Header) -> Earlier | None:
         """The instance of the same Study, Series and SOP Instance UID; of several the first."""

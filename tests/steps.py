@@ -303,7 +303,8 @@ def work(step: Step, door: Door, store: Path, file: Path, policy: Duplicates, *,
     assert point is not None
     if step.scene is Scene.FAILED:
         Writer.add = _refuse_rows  # type: ignore[method-assign,assignment]
-    sqlite3.dbapi2.connect = partial(sqlite3.connect, factory=Statements)  # type: ignore[assignment]
+    connect = partial(sqlite3.connect, factory=Statements)
+    sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
     Statements.is_synced = step.is_synced
     arm = _stop_at(point)
     if step.scene is Scene.FIRST_START:

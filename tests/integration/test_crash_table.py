@@ -107,7 +107,7 @@ def _stage(step: Step, door: Door, store: Path, scratch: Path) -> Stage:
     path = _image(scratch / "object", _UID, _USUAL, "of interest")
     it = original(path)
     if step.scene is Scene.REFUSED:
-        path.write_bytes(path.read_bytes().replace(_UID.encode(), _UID.replace("7", "x").encode()))
+        path.write_bytes(path.read_bytes().replace(_UID.encode(), _UID.replace("7", "/").encode()))
     earlier = []
     if step.scene is not Scene.FIRST_START:
         earlier.append(original(_image(scratch / "before", f"{_UID}.1", _SMALL, "before")))

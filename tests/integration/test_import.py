@@ -172,7 +172,7 @@ def test_a_lost_index_is_never_replaced_by_an_empty_one(
     for path in store.glob("index.sqlite3*"):
         path.unlink()
     assert cli.main(arguments) == cli.STORE_TROUBLE
-    assert "put it back from a backup" in capsys.readouterr().err
+    assert "dicomfs reindex" in capsys.readouterr().err
     assert not (store / "index.sqlite3").exists()
     assert {path: path.read_bytes() for path in originals(store)} == before
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dicomfs.cli import main
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
 from dicomfs.model import Duplicates
 from tests.made import add_at_once, header
 from tests.shared import Shared, image, images, sharing
@@ -258,7 +258,7 @@ def test_a_burst_is_published_to_the_last_name(store: Shared, tmp_path: Path) ->
                 series_name="cine",
                 series_number=5,
             )
-            index = Index(store.store / INDEX_NAME, writing=True)
+            index = Index(store.store / INDEX_NAME, timeout_s=BUSY_TIMEOUT_S)
             try:
                 add_at_once(
                     index,

@@ -30,6 +30,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
 from dicomfs.access import Access
+from dicomfs.archive import DATA_SET_OFFSET
 from dicomfs.association import Limits, Receiver
 from dicomfs.errors import (
     BadInstance,
@@ -73,6 +74,7 @@ J2K_LOSSLESS = "1.2.840.10008.1.2.4.90"
 J2K = "1.2.840.10008.1.2.4.91"
 HTJ2K_LOSSLESS = "1.2.840.10008.1.2.4.201"
 HTJ2K = "1.2.840.10008.1.2.4.203"
+JPEG_XL_LOSSLESS = "1.2.840.10008.1.2.4.110"
 MPEG4 = "1.2.840.10008.1.2.4.102"
 JPIP = "1.2.840.10008.1.2.4.94"
 RLE = "1.2.840.10008.1.2.5"
@@ -221,7 +223,10 @@ class Wire:
             _pdu(P_DATA_TF, struct.pack(">LBB", len(data) + 2, 2 * context + 1, flags) + data)
         )
 
-    def send_command(self, context: int, sop_class: str, sop_uid: str, *, data_set: bool = True) -> None:
+    def send_command(
+        self, context: int, sop_class: str, sop_uid: str | None, *, data_set: bool = True
+    ) -> None:
+        """`sop_uid`: None leaves the element out."""
         self.send_pdv(
             context,
             COMMAND | LAST,
@@ -231,7 +236,7 @@ class Wire:
                 + _element(0x0110, struct.pack("<H", 7))
                 + _element(0x0700, struct.pack("<H", 0))
                 + _element(0x0800, struct.pack("<H", 0x0000 if data_set else 0x0101))
-                + _element(0x1000, _uid_value(sop_uid))
+                + (b"" if sop_uid is None else _element(0x1000, _uid_value(sop_uid)))
             ),
         )
 
@@ -246,7 +251,9 @@ class Wire:
             command = command[8 + length :]
         return elements
 
-    def store(self, data_set: bytes, sop_class: str, sop_uid: str, context: int = 0) -> tuple[int, str]:
+    def store(
+        self, data_set: bytes, sop_class: str, sop_uid: str | None, context: int = 0
+    ) -> tuple[int, str]:
         """Send one object; (status, Error Comment)."""
         self.send_command(context, sop_class, sop_uid)
         for start in range(0, len(data_set), 16_000):
@@ -332,6 +339,14 @@ def synthetic(uid: str, folder: Path | None = None, **changes: object) -> Part10
     return take_apart(path)
 
 
+def with_uid(one: Part10, uid: str) -> bytes:
+    """A synthetic object's data set with another SOP Instance UID, whatever that is."""
+    head = b"\x08\0\x18\0UI"
+    former = head + struct.pack("<H", len(_uid_value(one.sop_uid))) + _uid_value(one.sop_uid)
+    assert one.data_set.count(former) == 1
+    return one.data_set.replace(former, head + struct.pack("<H", len(_uid_value(uid))) + _uid_value(uid))
+
+
 # --- The door ---------------------------------------------------------------------------------------
 
 
@@ -348,6 +363,9 @@ class Door:
 
     def originals(self) -> list[Part10]:
         return [take_apart(path) for path in sorted(self.store.glob("archive/*/*.dcm"))]
+
+    def files(self) -> list[bytes]:
+        return [path.read_bytes() for path in sorted(self.store.glob("archive/*/*.dcm"))]
 
     def incoming(self) -> list[Path]:
         return list((self.store / "incoming").iterdir())
@@ -440,13 +458,19 @@ def storescu(port: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     [
         ([JPEG_BASELINE, EXPLICIT], EXPLICIT),
         ([IMPLICIT, EXPLICIT], EXPLICIT),
-        ([DEFLATED, BIG_ENDIAN, IMPLICIT], IMPLICIT),
-        ([DEFLATED, BIG_ENDIAN], BIG_ENDIAN),
-        ([RLE, DEFLATED], DEFLATED),
+        # The sender's first of what keeps every bit: its object may be stored like that already.
+        ([DEFLATED, BIG_ENDIAN, IMPLICIT], DEFLATED),
+        ([BIG_ENDIAN, DEFLATED, IMPLICIT], IMPLICIT),
+        ([RLE, EXPLICIT, IMPLICIT], RLE),
+        ([J2K_LOSSLESS, EXPLICIT], J2K_LOSSLESS),
+        ([EXPLICIT, J2K_LOSSLESS], EXPLICIT),
+        ([JPEG_BASELINE, J2K_LOSSLESS, EXPLICIT], J2K_LOSSLESS),
+        ([J2K, EXPLICIT], EXPLICIT),
+        ([JPEG_XL_LOSSLESS, EXPLICIT], EXPLICIT),  # no decoder here
         ([JPEG_EXTENDED, J2K, J2K_LOSSLESS], J2K_LOSSLESS),
         ([JPEG_LS_NEAR, JPEG_LS_LOSSLESS], JPEG_LS_LOSSLESS),
         ([HTJ2K, HTJ2K_LOSSLESS], HTJ2K_LOSSLESS),
-        ([J2K_LOSSLESS, JPEG_LOSSLESS_SV1, RLE], RLE),
+        ([J2K_LOSSLESS, JPEG_LOSSLESS_SV1, RLE], J2K_LOSSLESS),
         ([JPEG_BASELINE, GE_PRIVATE], GE_PRIVATE),
         ([GE_PRIVATE, JPEG_LS_LOSSLESS], JPEG_LS_LOSSLESS),
         ([MPEG4, JPEG_BASELINE], JPEG_BASELINE),
@@ -478,6 +502,16 @@ def test_own_contexts_of_one_class_are_answered_one_by_one(port: int) -> None:
     """Senders like storescu propose a class several times, with one transfer syntax each."""
     with Wire(port, [(MR, [JPEG_BASELINE]), (MR, [IMPLICIT, EXPLICIT]), (MR, [J2K])]) as wire:
         assert wire.results == [(ACCEPTED, JPEG_BASELINE), (ACCEPTED, EXPLICIT), (ACCEPTED, J2K)]
+
+
+@pytest.mark.parametrize("uncompressed", [[EXPLICIT], [EXPLICIT, IMPLICIT]])
+def test_of_several_contexts_of_one_class_both_forms_are_taken(port: int, uncompressed: list[str]) -> None:
+    """Whichever form an object has, it can come as it is, if there is any way to have both."""
+    both = [J2K_LOSSLESS, RLE, EXPLICIT, IMPLICIT]
+    with Wire(port, [(MR, both), (MR, uncompressed)]) as wire:
+        assert wire.results == [(ACCEPTED, J2K_LOSSLESS), (ACCEPTED, EXPLICIT)]
+    with Wire(port, [(MR, [J2K_LOSSLESS]), (MR, both), (CT, both)]) as wire:
+        assert wire.results == [(ACCEPTED, J2K_LOSSLESS), (ACCEPTED, EXPLICIT), (ACCEPTED, J2K_LOSSLESS)]
 
 
 @pytest.mark.parametrize(
@@ -713,21 +747,69 @@ def test_what_cannot_be_read_is_c000_and_kept_aside(
     assert aside.read_bytes().endswith(data_set)
 
 
-@pytest.mark.filterwarnings("ignore:The value length .* exceeds the maximum length of 64 allowed for VR UI")
-def test_too_long_a_uid_costs_its_object_not_the_association(
+@pytest.mark.parametrize(
+    "uid",
+    [
+        "1.2.826.0.1.3680043.2.1143.7567016219912961108887122553257011601.11",
+        "1.2.840.113619.2.5.  176.1",
+        "1.2.826.0.1.3680043.8.498.007",
+        "1.2.826.0.1.3680043.8.498.a7",
+    ],
+    ids=["68 characters", "blanks", "leading zeros", "letters"],
+)
+def test_uid_that_breaks_the_rules_is_stored_as_it_is(door: Door, uid: str) -> None:
+    good = synthetic("1.2.826.0.1.3680043.8.498.13")
+    one = with_uid(good, uid)
+    with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
+        assert wire.store(one, MR, uid) == (0, "")
+        assert wire.store(good.data_set, MR, good.sop_uid) == (0, "")
+    assert {raw[DATA_SET_OFFSET:] for raw in door.files()} == {one, good.data_set}
+    assert door.rows("SELECT sop_uid FROM instances ORDER BY id") == [(uid,), (good.sop_uid,)]
+
+
+def test_absurdly_long_a_uid_costs_its_object_not_the_association(
     expected_warnings: list[logging.LogRecord], door: Door
 ) -> None:
-    long_uid = "1.2.826.0.1.3680043.2.1143.7567016219912961108887122553257011601.11"
     good = synthetic("1.2.826.0.1.3680043.8.498.13")
-    bad = good.data_set.replace(
-        b"\x08\0\x18\0UI" + struct.pack("<H", len(good.sop_uid)) + good.sop_uid.encode(),
-        b"\x08\0\x18\0UI" + struct.pack("<H", 68) + _uid_value(long_uid),
-    )
-    assert len(bad) == len(good.data_set) + 68 - len(good.sop_uid)
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
-        assert wire.store(bad, MR, long_uid)[0] == 0xC000
+        assert wire.store(with_uid(good, "1." * 90 + "1"), MR, "1." * 90 + "1")[0] == 0xC000
         assert wire.store(good.data_set, MR, good.sop_uid) == (0, "")
     assert len(door.kept_aside()) == 1
+
+
+@pytest.mark.parametrize("announced", ["", None], ids=["empty", "missing"])
+def test_command_that_names_no_object_is_answered_and_the_object_kept(
+    expected_warnings: list[logging.LogRecord], door: Door, announced: str | None
+) -> None:
+    sent = synthetic("1.2.826.0.1.3680043.8.498.14")
+    with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
+        assert wire.store(sent.data_set, MR, announced) == (0, "")
+        assert wire.store(b"no data set", MR, announced)[0] == 0xC000
+        second = synthetic("1.2.826.0.1.3680043.8.498.15")
+        assert wire.store(second.data_set, MR, second.sop_uid) == (0, "")
+    assert {kept.data_set for kept in door.originals()} == {sent.data_set, second.data_set}
+
+
+def test_what_is_kept_aside_is_a_dicom_file_that_says_why(
+    expected_warnings: list[logging.LogRecord], door: Door, tmp_path: Path
+) -> None:
+    require("dcmdump")
+    sent = synthetic("1.2.826.0.1.3680043.8.498.16")
+    with Wire(door.port, [(MR, [EXPLICIT])], calling="MRI3") as wire:
+        assert wire.store(sent.data_set, MR, "1.2.3.4")[0] == 0xA900
+    (aside,) = door.kept_aside()
+    dump = run("dcmdump", "+P", "0002,0003", "+P", "0002,0016", "+P", "0008,0018", aside)
+    assert (dump.returncode, dump.stderr) == (0, "")
+    assert [line.split("[")[1].split("]")[0] for line in dump.stdout.splitlines()] == [
+        "1.2.3.4",
+        "MRI3",
+        sent.sop_uid,
+    ]
+    assert b"announced as 1.2.3.4" in pydicom.dcmread(aside).file_meta.PrivateInformation
+    done = run(*command_line("import", "--store", tmp_path / "other", aside))
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("other/archive/*/*.dcm")
+    assert take_apart(path).data_set == sent.data_set
 
 
 def test_no_data_set_is_c001(expected_warnings: list[logging.LogRecord], door: Door) -> None:
@@ -942,10 +1024,11 @@ def test_too_large_an_object_costs_itself_only(
         assert not door.incoming()
 
 
-def test_idle_association_is_aborted(expected_warnings: list[logging.LogRecord]) -> None:
+def test_idle_association_is_aborted_and_told_so() -> None:
     limits = Limits(idle_s=0.3)
-    with scripted(Scripted(), limits) as scp, Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
-        assert wire.is_cut_off()
+    with scripted(Scripted(), limits) as scp, pytest.raises(AbortedError):  # noqa: SIM117
+        with Wire(scp.port, [(MR, [EXPLICIT])]) as wire:
+            wire._read()
 
 
 def test_context_without_transfer_syntax_is_rejected(

@@ -31,7 +31,7 @@ from tests.system.programs import dicomfs, named, storescu
 
 OK, FAILED, USAGE, NOT_ALL, STORE_TROUBLE, MOUNT_REFUSED = 0, 1, 2, 3, 5, 6
 """Written down here too: scripts rely on them."""
-COMMANDS = ("scp", "mount", "import", "serve", "status", "samba-config")
+COMMANDS = ("scp", "mount", "import", "serve", "status", "scrub", "reindex", "samba-config")
 
 
 def complaint(done: "subprocess.CompletedProcess[str]", code: int) -> str:
@@ -179,7 +179,7 @@ def test_folder_that_is_no_store(tmp_path: Path, command: str) -> None:
     assert [path.name for path in store.iterdir()] == ["thesis.txt"]
 
 
-@pytest.mark.parametrize("command", ["status", "mount"])
+@pytest.mark.parametrize("command", ["status", "mount", "scrub", "reindex"])
 def test_store_that_is_not_there_is_not_made_by_looking(tmp_path: Path, command: str) -> None:
     (tmp_path / "m").mkdir()
     if command == "mount":

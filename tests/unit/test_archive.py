@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -218,16 +219,31 @@ def test_a_spool_that_cannot_be_removed_does_not_stop_the_committer(
         assert take(ingest, image(2)).stored is Stored.NEW
 
 
-def test_quarantine_is_bounded(tmp_path: Path) -> None:
+def test_quarantine_is_bounded_and_the_oldest_go_whatever_the_clock_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([10**18, 2 * 10**18, 5, 10**17, 10**18])
+    monkeypatch.setattr(time, "time_ns", lambda: next(clock))
     archive = Archive(tmp_path)
     archive.create()
     for number in range(5):
         with archive.spool(ExplicitVRLittleEndian) as spool:
             spool.write(bytes([number]))
-            assert archive.keep_aside(spool, f"reason {number}", 3) is not None
-    kept = sorted(archive.quarantine.glob("*.bin"))
+            assert archive.keep_aside(spool, Receipt(ExplicitVRLittleEndian, 0.0), f"reason {number}", 3)
+    kept = sorted(archive.quarantine.glob("*.dcm"))
     assert [path.read_bytes()[DATA_SET_OFFSET:] for path in kept] == [b"\2", b"\3", b"\4"]
     assert len(list(archive.quarantine.iterdir())) == 6
+
+
+@pytest.mark.parametrize("wrong_s", [-1e9, 0.0, 1e9], ids=["past", "now", "future"])
+def test_left_overs_go_whatever_the_clock_says(tmp_path: Path, wrong_s: float) -> None:
+    archive = Archive(tmp_path)
+    archive.create()
+    left = archive.incoming / "1-left"
+    left.write_bytes(b"half")
+    os.utime(left, (time.time() + wrong_s,) * 2)
+    assert archive.clean(nobody) == 1
+    assert not left.exists()
 
 
 def test_folder_that_is_not_a_store_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dicomfs import forget, importer
 from dicomfs.archive import Archive
 from dicomfs.errors import StoreUnavailable, UsageError
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Stored
 from dicomfs.removal import Chosen, Remover
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(store: Path) -> Iterator[Index]:
-    it = Index(store / INDEX_NAME, writing=True)
+    it = Index(store / INDEX_NAME, timeout_s=BUSY_TIMEOUT_S)
     yield it
     it.close()
 

@@ -276,7 +276,7 @@ def test_another_syntax_than_announced(written: str, announced: str) -> None:
 
 
 @pytest.mark.parametrize("tag", [0x00080016, 0x00080018])
-@pytest.mark.parametrize("value", [None, b"", b"1.2.x\0", b"1" * 66, b"\xff\xfe"])
+@pytest.mark.parametrize("value", [None, b"", b"1" * 130, b"1.2\\1.3", b".1", b"\xff\xfe"])
 def test_without_sop_uids(tag: int, value: bytes | None) -> None:
     with pytest.raises(UnreadableDataSet, match="UID"):
         changed(tag, value, b"UI")
@@ -376,8 +376,22 @@ def test_derived_uids_keep_a_study_together() -> None:
         assert read(write(elements | {tag: (b"LO", b"19700707")})).study_uid != one.study_uid
 
 
+@pytest.mark.parametrize("tag", [0x00080016, 0x00080018, 0x0020000D, 0x0020000E])
+@pytest.mark.parametrize("value", [b"1.2.x1", b"1.02.003", b"1." * 33, b"1" * 128, b"1.2.  7.9 \0"])
+def test_uids_that_the_standard_forbids_but_devices_send(tag: int, value: bytes) -> None:
+    header = changed(tag, value, b"UI")
+    found = {
+        0x00080016: header.sop_class_uid,
+        0x00080018: header.sop_instance_uid,
+        0x0020000D: header.study_uid,
+        0x0020000E: header.series_uid,
+    }
+    assert found[tag] == value.decode().strip(" \0")
+    assert header.derived_uids == ()
+
+
 def test_invalid_study_uid_counts_as_missing() -> None:
-    for value in (b"1.2.abc\0", b"1." * 33, b""):
+    for value in (b"1.2^abc\0", b"1." * 65, b""):
         header = changed(0x0020000D, value, b"UI")
         assert header.derived_uids == ("StudyInstanceUID",)
         assert header.series_uid == "1.2.3.1"

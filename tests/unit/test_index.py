@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomfs.errors import StoreMismatch, StoreUnavailable
-from dicomfs.index import Index
+from dicomfs.errors import StoreLocked, StoreMismatch, StoreUnavailable
+from dicomfs.index import LOCKED_TIMEOUT_S, Index
 from dicomfs.model import Header, Receipt
 from dicomfs.schema import PICTURES, SCHEMA_VERSION
 from dicomfs.selection import Selection
@@ -379,3 +379,61 @@ def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:
     assert len({one.store_id for one in made}) == 1
     for one in made:
         one.close()
+
+
+def test_after_a_wait_in_vain_nobody_waits_long_until_it_went_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicomfs.index.BUSY_TIMEOUT_S", 0.3)
+    index = Index(tmp_path / "index.sqlite3", create=True)
+    other = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
+
+    def patience_ms() -> int:
+        return int(index._connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one())
+
+    other.execute("BEGIN IMMEDIATE")
+    assert patience_ms() == 300
+    for _ in range(2):
+        with pytest.raises(StoreLocked, match="another program"), index.write():
+            pass
+        assert patience_ms() == 1000 * LOCKED_TIMEOUT_S
+    other.execute("ROLLBACK")
+    with index.write():
+        pass
+    assert patience_ms() == 300
+    other.close()
+    index.close()
+
+
+def test_a_read_only_index_is_opened_anew(tmp_path: Path) -> None:
+    index = Index(tmp_path / "index.sqlite3", create=True)
+    former = index._connection
+    former.exec_driver_sql("PRAGMA query_only = ON")
+    former.rollback()
+    with pytest.raises(StoreUnavailable, match="writable for this user"), index.write() as writer:
+        writer.next_sequence()
+    with index.write() as writer:
+        assert writer.next_sequence() == 1
+    index.close()
+
+
+def test_another_store_in_the_place_of_ours_is_not_written(tmp_path: Path) -> None:
+    store, elsewhere, strange = tmp_path / "store", tmp_path / "elsewhere", tmp_path / "strange"
+    for folder in (store, strange):
+        folder.mkdir()
+    index = Index(store / "index.sqlite3", create=True)
+    Index(strange / "index.sqlite3", create=True).close()
+    store.rename(elsewhere)
+    store.mkdir()
+    with pytest.raises(StoreUnavailable, match="missing: is its file system mounted"), index.write():
+        pass
+    assert not list(store.iterdir()), "a bare mount point stays bare"
+    store.rmdir()
+    strange.rename(store)
+    with pytest.raises(StoreUnavailable, match="another store's"), index.write():
+        pass
+    store.rename(strange)
+    elsewhere.rename(store)
+    with index.write() as writer:
+        assert writer.next_sequence() == 1
+    index.close()

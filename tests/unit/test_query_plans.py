@@ -27,8 +27,8 @@ from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
-GROWS = {"_CONFLICTS", "_FAILURES"}
-"""Statements that may look at many rows, because only an administrator waits for them: `dicomfs status`."""
+GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN"}
+"""Statements that may look at many rows, as only an administrator waits: `dicomfs status` and `scrub`."""
 BAD = ("SCAN", "TEMP B-TREE")
 
 

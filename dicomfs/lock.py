@@ -1,0 +1,104 @@
+"""Who uses a store: an advisory lock that everybody shares who has the index open, and a rebuild has alone.
+
+The lock belongs to the open file, so that the kernel lets go of it whatever becomes of the process; the
+file `lock` itself is empty and stays. Called by `index.py` (shared) and `reindex.py` (alone).
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Final, Self
+
+from dicomfs.errors import StoreUnavailable
+
+LOCK_NAME: Final = "lock"
+"""Its name in the store."""
+_LOCKS: Final = Path("/proc/locks")
+
+
+class StoreLock:
+    """Held from its making until `close`, or the end of the process."""
+
+    def __init__(self, store: Path, *, alone: bool = False) -> None:
+        """Take the lock of a store, or raise StoreUnavailable at once: it never waits.
+
+        Who may not write to a store that was never locked goes without: nothing can be rebuilt there
+        by somebody who could do it any harm.
+        """
+        path = store / LOCK_NAME
+        self._fd = _open(path)
+        if self._fd < 0:
+            if alone:
+                raise StoreUnavailable(f"this user may not write to {store}")
+            return
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            holders = _holders(self._fd)
+            self.close()
+            if error.errno != errno.EWOULDBLOCK:
+                raise StoreUnavailable(f"{path} cannot be locked: {error.strerror}") from error
+            raise StoreUnavailable(_in_use(store, holders, alone=alone)) from None
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open(path: Path) -> int:
+    """A descriptor, or -1 when there is no such file and this user may not make it."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # It says nothing, and whoever may come into the store must be able to lock it, whoever made it.
+        os.fchmod(fd, 0o644)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return -1
+        raise StoreUnavailable(f"{path} cannot be made: {error.strerror}") from error
+    return fd
+
+
+def _in_use(store: Path, holders: list[str], *, alone: bool) -> str:
+    who = ", ".join(holders) or "a process that this user may not see"
+    if alone:
+        return f"the store {store} is in use: stop {who} first"
+    return f"the index of {store} is being rebuilt by {who}: try again when it is done"
+
+
+def _holders(fd: int) -> list[str]:
+    """Command and number of every process that holds a lock on this file, as far as it can be seen."""
+    info = os.fstat(fd)
+    place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    try:
+        fields = [line.split() for line in _LOCKS.read_text().splitlines()]
+    except OSError:
+        return []
+    found = sorted({int(words[4]) for words in fields if len(words) > 5 and words[5] == place})
+    return [_command(pid) for pid in found if pid > 0]
+
+
+def _command(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        words = []
+    # `python -m dicomfs.cli mount …`, `/usr/bin/dicomfs mount …`
+    names = [os.fsdecode(word) for word in words if word]
+    start = next((at for at, name in enumerate(names) if "dicomfs" in Path(name).name), None)
+    command = names[start + 1 : start + 2] if start is not None else []
+    return f"dicomfs {command[0]} (process {pid})" if command else f"process {pid}"

@@ -1,0 +1,54 @@
+"""What tests of scrub and rebuild share: small originals, where they lie, and what can become of them."""
+
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicomfs.archive import file_meta
+from dicomfs.model import Receipt
+from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
+
+RECEIPT: Final = Receipt(ExplicitVRLittleEndian, RECEIVED, "SCANNER", "DICOMFS")
+
+
+def image(number: int, **changes: object) -> bytes:
+    """An encoded data set; the same number is the same SOP instance, 2.25.500 and that."""
+    return encoded(data_set(SOPInstanceUID=f"2.25.{500 + number}", InstanceNumber=number, **changes))
+
+
+def digest_of(content: bytes) -> str:
+    """SHA-256 of transfer syntax UID, NUL, data set."""
+    return sha256(ExplicitVRLittleEndian.encode() + b"\0" + content).hexdigest()
+
+
+def path_of(store: Path, content: bytes, number: int) -> Path:
+    """Where the original of a content and a receipt sequence number lies."""
+    digest = digest_of(content)
+    return store / "archive" / digest[:2] / f"{digest}-{number}.dcm"
+
+
+def leave_behind(store: Path, content: bytes, number: int, received: float = RECEIVED) -> Path:
+    """A whole file without a row, as if its transaction had been rolled back."""
+    path = path_of(store, content, number)
+    path.write_bytes(file_meta(replace(RECEIPT, received=received), MR_STORAGE, "2.25.1") + content)
+    return path
+
+
+def overwrite(path: Path, at: int, new: bytes) -> None:
+    """Change bytes of an archived file in place, as a failing disk would."""
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(new)
+
+
+def execute(store: Path, *statements: str) -> None:
+    """Change the index behind everybody's back."""
+    with closing(sqlite3.connect(store / "index.sqlite3", isolation_level=None)) as raw:
+        for statement in statements:
+            raw.execute(statement)
