@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from dicomfs import forget
 from dicomfs.archive import Archive, digest_and_sequence, plain_ae
 from dicomfs.errors import BadInstance, StoreUnavailable, UnreadableDataSet
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
@@ -51,6 +52,9 @@ def scrub(
         ending.callback(index.close)
         if not archive.root.is_dir():
             raise StoreUnavailable(f"{archive.root} is not there: is its disk mounted?")
+        if repair:
+            # Or what is half forgotten would look like an orphan, and be taken in again.
+            forget.finish(archive, index)
         work = _Scrub(store, archive, index, ending, quick=quick, repair=repair, found=found)
         try:
             with watch("scrubbing", index.counts().originals) as advance:

@@ -12,6 +12,7 @@ from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Stored
 from dicomfs.removal import Chosen, Remover
+from dicomfs.scrub import scrub
 from tests.made import data_set, save
 
 JANE = Chosen(patient_ids=frozenset({"4711 "}))
@@ -190,6 +191,19 @@ def test_what_comes_in_again_before_it_is_moved_stays(
     plan = forget.plan(index, JANE)
     assert len(plan.originals) == 1
     assert all(Archive(store).path(digest, number).exists() for number, digest in plan.originals.items())
+
+
+def test_a_scrub_that_repairs_takes_in_nothing_that_is_half_forgotten(
+    store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = forget.plan(index, JANE).token
+    with monkeypatch.context() as patch:
+        killed_at(patch, forget, "finish")
+        with pytest.raises(Killed):
+            forget.carry_out(Archive(store), index, JANE, token)
+    scrub(store, repair=True)
+    assert index.counts().instances == 1
+    assert len(aside(store)) == 3
 
 
 def test_disk_that_takes_no_list_forgets_nothing(store: Path, index: Index) -> None:
