@@ -31,8 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def count(archive: Archive) -> int:
-    """How many forgotten originals are kept."""
-    return sum(1 for _ in archive.forgotten.glob("*/*.dcm"))
+    """How many forgotten originals are kept; 0 where this user may not look."""
+    try:
+        return sum(1 for _ in archive.forgotten.glob("*/*.dcm"))
+    except OSError:  # Python before 3.12 says so when this user may not look there
+        return 0
 
 
 def plan(index: Index, chosen: Chosen) -> Plan:
