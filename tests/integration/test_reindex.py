@@ -128,7 +128,8 @@ def hospital(store: Path, seed: int) -> None:
 
 def with_refusals(ingest: Ingest, content: bytes, receipt: Receipt) -> None:
     prepared = ingest.prepare([content], receipt)
-    ingest.commit(prepared).exception(timeout=60)  # duplicates may be refused
+    with prepared.spool:
+        ingest.commit(prepared).exception(timeout=60)  # duplicates may be refused
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -153,7 +153,7 @@ async def running(
 
 
 def children() -> set[int]:
-    """Process ids of our children, zombies among them, but for those that other tests keep (a fork server)."""
+    """Process ids of our children, zombies among them; a fork server that other tests keep does not count."""
     found = {
         int(pid)
         for task in Path("/proc/self/task").iterdir()
