@@ -25,8 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dicomfs import forget
 from dicomfs.archive import Archive, sync_directory
-from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
+from dicomfs.errors import StoreError, StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, Index
@@ -68,6 +69,7 @@ def reindex(
     archive, scratch = Archive(store), store / SCRATCH_NAME
     if not archive.root.is_dir():
         raise StoreMismatch(f"{store} is not a dicomfs store, or its disk is not mounted: it has no archive")
+    _finish_forgetting(archive, store / INDEX_NAME)
     with ExitStack() as ending, _storage_errors(store):
         ending.enter_context(StoreLock(store, alone=True))
         archive.create()
@@ -80,6 +82,14 @@ def reindex(
             work.build(plan, watch)
         _put_in_place(work.fresh, store / INDEX_NAME)
     return work.report()
+
+
+def _finish_forgetting(archive: Archive, index: Path) -> None:
+    """Move aside what the old index has forgotten already: it lies in the archive still and would come back."""
+    if next(archive.forgotten.glob(f"*/{forget.PENDING}"), None) is not None:
+        # An index that cannot be read has forgotten nothing that anybody could know of.
+        with suppress(StoreError), closing(Index(index)) as former:
+            forget.finish(archive, former)
 
 
 class _Rebuild:

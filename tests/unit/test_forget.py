@@ -1,6 +1,7 @@
 """Forgetting in two steps: nothing is lost, nothing is half done, nothing comes back by itself."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dicomfs.errors import StoreUnavailable, UsageError
 from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Stored
+from dicomfs.reindex import reindex
 from dicomfs.removal import Chosen, Remover
 from dicomfs.scrub import scrub
 from tests.made import data_set, save
@@ -191,6 +193,21 @@ def test_what_comes_in_again_before_it_is_moved_stays(
     plan = forget.plan(index, JANE)
     assert len(plan.originals) == 1
     assert all(Archive(store).path(digest, number).exists() for number, digest in plan.originals.items())
+
+
+def test_a_rebuild_brings_back_nothing_that_is_half_forgotten(
+    store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = forget.plan(index, JANE).token
+    with monkeypatch.context() as patch:
+        killed_at(patch, forget, "finish")
+        with pytest.raises(Killed):
+            forget.carry_out(Archive(store), index, JANE, token)
+    index.close()  # a rebuild wants to be alone
+    assert reindex(store).is_clean
+    assert len(aside(store)) == 3
+    with closing(Index(store / INDEX_NAME)) as rebuilt:
+        assert rebuilt.counts().instances == 1
 
 
 def test_a_scrub_that_repairs_takes_in_nothing_that_is_half_forgotten(
