@@ -85,7 +85,7 @@ def reindex(
 
 
 def _finish_forgetting(archive: Archive, index: Path) -> None:
-    """Move aside what the old index has forgotten already: it lies in the archive still and would come back."""
+    """Move aside what the old index has forgotten already: from the archive it would come back."""
     if next(archive.forgotten.glob(f"*/{forget.PENDING}"), None) is not None:
         # An index that cannot be read has forgotten nothing that anybody could know of.
         with suppress(StoreError), closing(Index(index)) as former:
