@@ -30,6 +30,7 @@ class _Once(Collector):
         self._status = status
 
     def collect(self) -> Iterator[Metric]:
+        """Every metric family, for the library that asks for them."""
         status = self._status
         yield _labelled(
             GaugeMetricFamily("dicomfs_build_info", "Version of dicomfs.", labels=["version"]),

@@ -82,8 +82,9 @@ def test_a_disk_at_the_edge_does_not_fill_the_log(tmp_path: Path, caplog: pytest
     assert texts(caplog) == []
 
 
-def test_without_a_watermark_nothing_is_said(tmp_path: Path) -> None:
+def test_without_a_watermark_nothing_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Space(tmp_path, lambda _: 0).check()
+    assert texts(caplog) == []
 
 
 def test_the_same_trouble_is_told_once_a_minute_and_counted() -> None:

@@ -198,9 +198,9 @@ def test_options_that_do_not_fit_each_other(texts: dict[str, str], said: str) ->
 
 
 def test_tls_options_that_fit() -> None:
-    given(tls_certificate="c", tls_client="off")
-    given(tls_certificate="c", tls_key="k", tls_ca="a")
-    given(tls_certificate="c", tls_ca="a", tls_client="off")
+    assert given(tls_certificate="c", tls_client="off").tls_ca is None
+    assert given(tls_certificate="c", tls_key="k", tls_ca="a").tls_client == "required"
+    assert given(tls_certificate="c", tls_ca="a", tls_client="off").tls_ca == Path("a")
 
 
 def test_the_file_and_the_command_line_may_share_the_options_of_tls() -> None:

@@ -408,11 +408,14 @@ def test_a_key_that_everybody_may_use_is_told(
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400])
-def test_a_key_for_a_user_or_a_group_is_well(ours: Pair, tmp_path: Path, mode: int) -> None:
+def test_a_key_for_a_user_or_a_group_is_well(
+    ours: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int
+) -> None:
     key = tmp_path / "key.pem"
     shutil.copy(ours.key, key)
     key.chmod(mode)
-    Certificates(ours.certificate, key)
+    Certificates(ours.certificate, key).context()
+    assert caplog.records == []
 
 
 def test_an_expired_certificate_is_an_alarm_and_no_refusal(
