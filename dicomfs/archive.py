@@ -214,6 +214,8 @@ class Spool:
     """Bytes of data set so far."""
     published: Path | None = None
     """Where it lies in the archive; None while it is in the spool."""
+    is_synced: bool = False
+    """All that was written is durable."""
     is_left: bool = False
     """It could not be withdrawn from there: the next start has to find it."""
     _hash: "hashlib._Hash" = field(init=False)
@@ -228,6 +230,7 @@ class Spool:
         """Append to the data set. Raises OSError."""
         self._hash.update(part)
         view = memoryview(part)
+        self.is_synced = False
         self._whole = b"" if self.size else part
         self.size += len(view)
         while view:
@@ -236,6 +239,7 @@ class Spool:
     def sync(self) -> None:
         """Make the content durable. Raises OSError."""
         os.fsync(self.fd)
+        self.is_synced = True
 
     @property
     def digest(self) -> bytes:
@@ -316,6 +320,7 @@ class Archive:
     def seal(self, spool: Spool, meta: bytes) -> None:
         """Write the file meta in front of the data set. Raises OSError."""
         os.pwrite(spool.fd, meta, 0)
+        spool.is_synced = False
 
     def publish(self, spool: Spool, sequence: int) -> Path:
         """Give a sealed and synced spool file its place, under its number; the folder it is in.
@@ -499,12 +504,25 @@ class Archive:
 
     def _retract(self, path: Path, status: os.stat_result, has_row: Callable[[bytes, int], bool]) -> None:
         """Take a spool file's other name out of the archive if it has no row."""
-        folder = self._folder_of(path)
-        for entry in os.scandir(folder) if folder else ():
-            if entry.inode() == status.st_ino and not has_row(*digest_and_sequence(entry.name)):
+        for entry in self._other_names(path):
+            if entry.inode() != status.st_ino:
+                continue
+            if not has_row(*digest_and_sequence(entry.name)):
                 # Durably, before the spool's name goes: else a loss of power could leave the one that has
                 # no row.
                 self.remove(Path(entry.path))
+            return
+
+    def _other_names(self, path: Path) -> Iterator[os.DirEntry[str]]:
+        """Names in the archive, those first among which that of a whole spool file has to be.
+
+        Of one that got its name before it was durable, a loss of power may have left the name alone.
+        """
+        likely = self._folder_of(path)
+        yield from os.scandir(likely) if likely else ()
+        for folder in sorted(self.root.iterdir()):
+            if folder != likely:
+                yield from os.scandir(folder)
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""

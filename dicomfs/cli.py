@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import logging.handlers
@@ -328,6 +329,8 @@ def _scp(options: argparse.Namespace, settings: Settings) -> int:
         _tell_who_may_send(chosen)
         min_free = chosen.min_free.of(shutil.disk_usage(settings.store).total)
         process = Process(os.getpid(), time.time(), chosen.aet, server.port, min_free)
+        # What is loaded by now stays: the collector need not look at it again for each some objects.
+        gc.freeze()
         with Reporter(settings.store, activity, process):
             service.notify(service.READY, os.environ)
             wait_for_stop()

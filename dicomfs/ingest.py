@@ -3,8 +3,10 @@
 `Ingest.receive` may be called from any number of threads. Each caller writes its own spool file, reads
 its own header and makes the file durable; then one committer thread takes all that are waiting, gives them
 their receipt sequence numbers inside one index transaction, makes the directory entries durable, commits,
-and only then lets the callers go on. So the order of sequence numbers is the order of commits, whatever the
-number of senders and processes. Never decodes pixels, never changes a byte of a data set.
+and only then lets the callers go on. A caller who finds that nobody is committing does all this itself, with
+no thread between, and syncs its file when it has its name: one commit of the file system's journal holds
+both. So the order of sequence numbers is the order of commits, whatever the number of senders and processes.
+Never decodes pixels, never changes a byte of a data set.
 """
 
 import errno
@@ -39,6 +41,8 @@ from dicomfs.writer import Writer
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
 _BATCH: Final = 64
+_AT_ONCE_BYTES: Final = 4 << 20
+"""Longer objects are synced before they are committed: others must not wait for that."""
 _LOOK_BYTES: Final = 32 << 20
 """Of an object that arrives; after so many it is looked again whether there is space for more."""
 
@@ -79,6 +83,8 @@ class Ingest:
         """Of the disk; its `state` for whoever shows it."""
         self._index = index
         self._queue: queue.SimpleQueue[Prepared | Callable[[], None] | None] = queue.SimpleQueue()
+        self._turn = threading.Lock()
+        """Held by the one thread that uses the index."""
         self._closing = threading.Lock()
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -133,9 +139,25 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        prepared = self.prepare(parts, receipt, keep_refused=keep_refused)
+        prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
         with prepared.spool:
-            return self.commit(prepared).result()
+            if prepared.spool.size > _AT_ONCE_BYTES or not self._commit_now(prepared):
+                with self._archive_errors():
+                    prepared.spool.sync()
+                self.commit(prepared)
+            return prepared.done.result()
+
+    def _commit_now(self, prepared: Prepared) -> bool:
+        """`commit`, done by this thread; False, and nothing is done, when it would have to wait."""
+        if not self._turn.acquire(blocking=False):
+            return False
+        try:
+            if self._closed or not self._queue.empty():
+                return False
+            self._settle([prepared])
+        finally:
+            self._turn.release()
+        return True
 
     def prepare(
         self,
@@ -148,6 +170,18 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
+        prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
+        with self._archive_errors(), ExitStack() as undo:
+            undo.push(prepared.spool)
+            # Here, where those who wait do so side by side, and not in the committer's turn.
+            prepared.spool.sync()
+            undo.pop_all()
+        return prepared
+
+    def _spooled(
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool
+    ) -> Prepared:
+        """As `prepare`, and not yet durable."""
         # As the file meta information will have it, so that the index says the same.
         source_ae = plain_ae(receipt.source_ae)
         receipt = replace(receipt, duplicates=self._duplicates, source_ae=source_ae)
@@ -173,10 +207,7 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
-            # Whole and durable before it can be seen under its name in the archive; and here, where the
-            # senders wait side by side, and not in the committer's turn.
             self.archive.seal(spool, meta)
-            spool.sync()
             undo.pop_all()
         return Prepared(spool, header, receipt)
 
@@ -226,7 +257,8 @@ class Ingest:
             self._closed = True
             self._queue.put(None)
         self._committer.join()
-        self._index.close()
+        with self._turn:
+            self._index.close()
 
     def __enter__(self) -> Self:
         return self
@@ -243,23 +275,25 @@ class Ingest:
             first = self._queue.get()
             if first is None:
                 return
-            if not isinstance(first, Prepared):
-                first()
-                continue
-            batch = [first]
-            ending = False
-            while len(batch) < _BATCH and not self._queue.empty():
-                further = self._queue.get()
-                if further is None:
-                    ending = True
-                    break
-                if isinstance(further, Prepared):
-                    batch.append(further)
-                else:
-                    further()
+            with self._turn:
+                if not self._serve(first):
+                    return
+
+    def _serve(self, first: "Prepared | Callable[[], None]") -> bool:
+        """Do what is in the queue, `first` and what has come after it; False when it has ended."""
+        batch: list[Prepared] = []
+        further: Prepared | Callable[[], None] | None = first
+        while further is not None:
+            if isinstance(further, Prepared):
+                batch.append(further)
+            else:
+                further()
+            if len(batch) == _BATCH or self._queue.empty():
+                break
+            further = self._queue.get()
+        if batch:
             self._settle(batch)
-            if ending:
-                return
+        return further is not None
 
     def _settle(self, batch: list[Prepared]) -> None:
         """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""
@@ -296,6 +330,10 @@ class Ingest:
                     folders.add(self.archive.publish(pending.spool, sequence))
                     outcome = self._add(writer, pending, sequence)
                 outcomes.append(outcome)
+            for pending in batch:
+                # Whole before its row is: its name may well be durable first (`Archive.clean`).
+                if pending.is_new and not pending.spool.is_synced:
+                    pending.spool.sync()
             for folder in folders:
                 sync_directory(folder)
         return outcomes

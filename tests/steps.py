@@ -74,7 +74,7 @@ class Step:
     """As in the first column."""
     scp: Point | None
     imported: Point | None
-    """The same for `dicomfs import`; None: it does not do that."""
+    """The same for `dicomfs import`; None: that door does not do that, or not at once."""
     spool: int = 0
     """Files in incoming/ when it was killed there."""
     archived: bool = False
@@ -147,10 +147,11 @@ STEPS: Final = (
         scene=Scene.REFUSED,
     ),
     Step("file meta written", *_after(f"{_ARCHIVE}Archive.seal"), spool=1),
-    Step("spool file synced", *_after(f"{_ARCHIVE}Spool.sync"), spool=1),
+    Step("spool file synced", None, Point(f"{_ARCHIVE}Spool.sync"), spool=1),
     Step("write transaction begun", *_after(_SQL, text="BEGIN IMMEDIATE"), spool=1),
     Step("named in the archive", *_after(f"{_ARCHIVE}Archive.publish"), spool=1, archived=True),
     Step("rows written", *_after("dicomfs.writer:Writer.add"), spool=1, archived=True),
+    Step("synced under its name", Point(f"{_ARCHIVE}Spool.sync"), None, spool=1, archived=True),
     Step("folder synced", *_after("dicomfs.ingest:sync_directory"), spool=1, archived=True),
     Step("before COMMIT", *_before(_SQL, text="COMMIT"), spool=1, archived=True),
     Step(
@@ -188,7 +189,8 @@ STEPS: Final = (
     ),
     Step(
         "a missing original: synced again",
-        *_after(f"{_ARCHIVE}Spool.sync", nth=2),
+        Point(f"{_ARCHIVE}Spool.sync"),
+        Point(f"{_ARCHIVE}Spool.sync", nth=2),
         spool=1,
         row=True,
         scene=Scene.MISSING,

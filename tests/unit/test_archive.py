@@ -145,6 +145,23 @@ def test_what_was_published_and_not_committed_goes_at_the_next_start(tmp_path: P
     assert numbers(tmp_path) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("left", [b"", bytes(600), None], ids=["empty", "blank", "blank data set"])
+def test_what_was_published_and_lost_its_content_goes_too(tmp_path: Path, left: bytes | None) -> None:
+    """It had its name before it was durable, and then the power went: nothing says where it belongs."""
+    Ingest.open(tmp_path).close()
+    orphan = killed_after_publishing(tmp_path, 2, 1)
+    (spooled,) = (tmp_path / "incoming").iterdir()
+    whole = orphan.read_bytes()
+    orphan.chmod(0o640)
+    orphan.write_bytes(whole[:DATA_SET_OFFSET] + bytes(500) if left is None else left)
+    assert spooled.stat().st_nlink == 2
+    with Ingest.open(tmp_path) as ingest:
+        assert not orphan.exists()
+        assert not spooled.exists()
+        take(ingest, image(2))
+    assert numbers(tmp_path) == [1]
+
+
 def test_what_was_committed_stays_if_only_its_spool_name_was_left(tmp_path: Path) -> None:
     with Ingest.open(tmp_path) as ingest:
         take(ingest, image(1))
@@ -426,6 +443,39 @@ def test_one_that_fails_does_not_fail_those_committed_with_it(
     assert isinstance(outcomes[5], StoreUnavailable)
     assert len(numbers(tmp_path)) == 9
     assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_who_has_to_wait_is_synced_before_its_turn_and_who_has_not_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one commit after the other would wait for the disk, or one journal commit too many be made."""
+    steps: list[tuple[str, int]] = []
+    sync, publish = Spool.sync, Archive.publish
+
+    def noted_sync(spool: Spool) -> None:
+        steps.append(("sync", spool.size))
+        sync(spool)
+
+    def noted_publish(archive: Archive, spool: Spool, sequence: int) -> Path:
+        steps.append(("name", spool.size))
+        return publish(archive, spool, sequence)
+
+    monkeypatch.setattr(Spool, "sync", noted_sync)
+    monkeypatch.setattr(Archive, "publish", noted_publish)
+    with Ingest.open(tmp_path) as ingest, ThreadPoolExecutor(2) as threads:
+        blocker = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        first, second = image(1), image(2, text="longer")
+        done = [threads.submit(take, ingest, first)]
+        wait_until(ingest._turn.locked, "somebody commits")
+        done.append(threads.submit(take, ingest, second))
+        wait_until(lambda: bool(steps), "the other one is synced")
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert {future.result().stored for future in done} == {Stored.NEW}
+    a, b = len(first), len(second)
+    assert [step for step in steps if step[1] == a] == [("name", a), ("sync", a)]
+    assert [step for step in steps if step[1] == b] == [("sync", b), ("name", b)]
 
 
 def test_folder_made_by_somebody_who_was_killed_is_made_durable(
