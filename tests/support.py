@@ -204,6 +204,25 @@ def stop(process: subprocess.Popen[bytes], seconds: float = STOP_S) -> int:
     return process.returncode
 
 
+def unmount_idle(mountpoint: Path) -> None:
+    """Unmount as an administrator does: who is told that it is busy waits, and tries again.
+
+    For a moment it is: the mount itself looks at its root when it starts, and when it tells what is new.
+    """
+    said: list[str] = []
+
+    def done() -> bool:
+        argv = [require("fusermount3"), "-u", str(mountpoint)]
+        ended = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=30)
+        said.append(ended.stderr)
+        return ended.returncode == 0
+
+    try:
+        wait_until(done, f"{mountpoint} unmounted")
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {said[-1]}") from None
+
+
 def unmount(mountpoint: Path) -> None:
     """Lazily unmount, if something is mounted there; looks at the mount table only."""
     if mounted(mountpoint):

@@ -37,6 +37,7 @@ from tests.support import (
     require_fuse,
     running,
     shipped,
+    unmount_idle,
     wait_until,
 )
 
@@ -377,7 +378,7 @@ def test_clean_stop_unmounts(store: Store) -> None:
 def test_unmounted_from_outside_ends_it(store: Store) -> None:
     store.take(*samples()[:1])
     with store.mounted() as it:
-        subprocess.run(["fusermount3", "-u", store.point], check=True)
+        unmount_idle(store.point)
         assert it.process.wait(30) == 0
 
 

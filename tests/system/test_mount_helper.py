@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import lacking, mounted, require, require_fuse, shipped, unmount, wait_until
+from tests.support import lacking, mounted, require, require_fuse, shipped, unmount, unmount_idle, wait_until
 from tests.system.programs import Process, alive, dicomfs, process
 
 HELPER = [sys.executable, "-c", "import sys; from dicomfs.cli import mount_helper; sys.exit(mount_helper())"]
@@ -52,7 +52,7 @@ def test_the_mount_answers_when_the_helper_returns(store: Path, mountpoint: Path
     assert picture.read_bytes().startswith(PNG_SIGNATURE)
     (server,) = serving(mountpoint)
     assert os.getsid(server.pid) != os.getsid(0)  # closing the terminal does not end it
-    subprocess.run([require("fusermount3"), "-u", str(mountpoint)], check=True, timeout=30)
+    unmount_idle(mountpoint)
     wait_until(lambda: not alive([server]), "the process ends with its mount")
 
 
