@@ -56,6 +56,7 @@ _SHORT_ELEMENT: Final = struct.Struct("<HH2sH")
 _GROUP_LENGTH_AT: Final = 140
 """Value of (0002,0000): after preamble, prefix and its own head."""
 _NAME: Final = re.compile(r"([0-9a-f]{64})-([1-9][0-9]{0,17})\.dcm")
+_NOT_OF_AN_AE: Final = re.compile(r"[^ -~]|\\")
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """What a file system without hard links says."""
 _CHUNK_BYTES: Final = 1 << 20
@@ -129,7 +130,7 @@ def _padded(text: str, padding: bytes = b"\0") -> bytes:
 
 def plain_ae(title: str) -> str:
     """An AE title fit for value representation AE (PS3.5 6.2), whatever the peer called itself."""
-    return "".join(c if " " <= c <= "~" and c != "\\" else "_" for c in title.strip())[:16].strip()
+    return _NOT_OF_AN_AE.sub("_", title.strip())[:16].strip()
 
 
 def digest_and_sequence(name: str) -> tuple[bytes, int]:

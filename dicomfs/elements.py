@@ -77,7 +77,10 @@ class Walk:
             if self.take(self.size - self.at).strip(b"\0"):
                 raise UnreadableDataSet("cut short inside an element")
             return None
-        raw = self.take(8)
+        raw = self._data.read(8)
+        if len(raw) != 8:
+            raise UnreadableDataSet("cut short inside an element")
+        self.at += 8
         group, number, vr, short = self._head.unpack(raw)
         tag = group << 16 | number
         implicit: int = self._length.unpack_from(raw, 4)[0]

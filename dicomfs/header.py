@@ -249,7 +249,8 @@ class _Values:
 
     def text(self, keyword: str, delimiters: bytes = b"\\\r\n\f\t") -> str:
         """Without padding, white space at the ends and NUL; several values stay joined by `\\`."""
-        return self.charset.decode(self.raw.get(keyword, b""), delimiters).replace("\0", "").strip()
+        raw = self.raw.get(keyword)
+        return self.charset.decode(raw, delimiters).replace("\0", "").strip() if raw else ""
 
     def names(self, keyword: str) -> tuple[str, ...]:
         """Groups of the first name that say something: alphabetic, ideographic, phonetic (PS3.5 6.2.1.1)."""
@@ -374,16 +375,20 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
     modality = values.text("Modality")
     series_number = values.number("SeriesNumber")
     description = values.text("SeriesDescription")
-    derived = tuple(k for k in ("StudyInstanceUID", "SeriesInstanceUID") if not values.uid(k))
-    study_uid = values.uid("StudyInstanceUID") or _derived_uid("study", *patient, birth_date, study_date)
+    study_uid, series_uid = values.uid("StudyInstanceUID"), values.uid("SeriesInstanceUID")
+    derived = tuple(
+        keyword
+        for keyword, uid in (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid))
+        if not uid
+    )
+    study_uid = study_uid or _derived_uid("study", *patient, birth_date, study_date)
     number = "" if series_number is None else str(series_number)
     frames = max(1, values.number("NumberOfFrames") or 1)
     return Header(
         sop_class_uid=sop_class_uid,
         sop_instance_uid=sop_instance_uid,
         study_uid=study_uid,
-        series_uid=values.uid("SeriesInstanceUID")
-        or _derived_uid("series", study_uid, modality, number, description),
+        series_uid=series_uid or _derived_uid("series", study_uid, modality, number, description),
         derived_uids=derived,
         issuer=patient[0],
         patient_id=patient[1],

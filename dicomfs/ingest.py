@@ -34,6 +34,7 @@ from dicomfs.errors import (
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, REBUILD, Index
+from dicomfs.logtext import uid_text
 from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
 from dicomfs.pressure import Space
 from dicomfs.writer import Writer
@@ -202,7 +203,7 @@ class Ingest:
                     kept = self.archive.keep_aside(spool, receipt, str(error), QUARANTINE_LIMIT)
                     log.warning(
                         "refused SOP instance '%s': %s; %s",
-                        _plain(receipt.sop_instance_uid or ""),
+                        uid_text(receipt.sop_instance_uid or ""),
                         error,
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
@@ -246,7 +247,9 @@ class Ingest:
             (receipt.sop_instance_uid, header.sop_instance_uid, "SOP Instance UID"),
         ):
             if announced is not None and announced != found:
-                raise IdentityMismatch(f"{what} announced as {_plain(announced)}, the data set says {found}")
+                raise IdentityMismatch(
+                    f"{what} announced as {uid_text(announced)}, the data set says {found}"
+                )
         return header
 
     def close(self) -> None:
@@ -402,11 +405,6 @@ class Ingest:
         added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
         derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
         return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
-
-
-def _plain(uid: str) -> str:
-    """A UID as a peer sent it, fit for one line of a log: it may be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in uid)[:128]
 
 
 _GONE: Final = frozenset({errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE})

@@ -1,16 +1,23 @@
 """Texts for the log, of what peers and libraries say: one line, plain characters, nothing of a data set."""
 
+import re
 import traceback
+from typing import Final
+
+_NOT_OF_A_UID: Final = re.compile(r"[^0-9.]", re.ASCII)
 
 
 def plain(text: object, limit: int) -> str:
     """Text that a peer chose, fit for one line of a log."""
-    return "".join(c if c.isascii() and c.isprintable() else "?" for c in str(text).strip())[:limit]
+    line = str(text).strip()
+    if line.isascii() and line.isprintable():
+        return line[:limit]
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in line)[:limit]
 
 
 def uid_text(uid: object) -> str:
     """A UID of a peer; what is not a digit or a point could be anything, even a name."""
-    return "".join(c if c in "0123456789." else "?" for c in str(uid).strip())[:128] or "(no UID)"
+    return _NOT_OF_A_UID.sub("?", str(uid).strip())[:128] or "(no UID)"
 
 
 def where(error: BaseException) -> str:

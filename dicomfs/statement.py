@@ -44,4 +44,4 @@ class Statement:
 
     def _bound(self, values: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
         text, names, defaults = self._compiled
-        return text, tuple(values[name] if name in values else defaults[name] for name in names)
+        return text, tuple(map((defaults | values).__getitem__, names))
