@@ -54,6 +54,10 @@ class Retired:
         """Whether a folded name of a patient was another's than this owner's (`Identity.text`)."""
         return self._was_others("patient", key=key, owner=owner)
 
+    def patient_id(self, key: str, owner: str) -> bool:
+        """The same of the folded label that names a patient by the ID. No name holds a slash."""
+        return self._was_others("patient", key=f"/{key}", owner=owner)
+
     def exam(self, patient: int, key: str, owner: str) -> bool:
         """The same of an exam's folder; owner: study UID and date."""
         return self._was_others("exam", id=patient, key=key, owner=owner)

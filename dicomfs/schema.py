@@ -237,10 +237,12 @@ _TRIGGERS: Final = (
     """
     CREATE TRIGGER retire_patient BEFORE DELETE ON patients BEGIN
         INSERT OR REPLACE INTO retired
-        SELECT OLD.folder_key, coalesce(min(
+        SELECT label, coalesce(min(
             issuer || char(10) || patient_id || char(10) || name || char(10) || birth_date || char(10)
             || sex || char(10) || study), '')
-        FROM identities WHERE id = (SELECT min(id) FROM identities WHERE patient = OLD.id);
+        FROM (SELECT OLD.folder_key AS label UNION ALL SELECT '/' || OLD.id_key)
+        LEFT JOIN identities ON id = (SELECT min(id) FROM identities WHERE patient = OLD.id)
+        GROUP BY label;
     END
     """,
     """

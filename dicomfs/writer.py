@@ -373,7 +373,10 @@ class Writer:
         id_folder = component(header.patient_id, PATIENT_UNITS)
         id_suffix = _first_free(
             ["", identity_of(header).issuer, *_of_identity(header, sequence)],
-            lambda s: self._is_taken(_PATIENT_ID_TAKEN, key=fold(id_label(id_folder, s))),
+            lambda s: (
+                self._is_taken(_PATIENT_ID_TAKEN, key=fold(id_label(id_folder, s)))
+                or self._retired.patient_id(fold(id_label(id_folder, s)), identity_of(header).text)
+            ),
         )
         _INSERT[patients].run(
             self._connection,

@@ -1,5 +1,6 @@
 """Forgetting in two steps: nothing is lost, nothing is half done, nothing comes back by itself."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -103,6 +104,31 @@ def test_bringing_them_back(store: Path, index: Index) -> None:
     assert take(store, folder).count(None) == 1  # the list of them
     assert len(forget.plan(index, JANE).originals) == 3
     assert min(forget.plan(index, JANE).originals) > before
+
+
+def test_a_stranger_does_not_get_the_label_of_a_forgotten_patient_s_id(
+    tmp_path: Path, store: Path, index: Index
+) -> None:
+    """In a view that names patients by their IDs; and who comes back bears it again."""
+    labels = "SELECT folder, id_suffix FROM patients WHERE id_folder = '4711' ORDER BY id"
+    stranger = data_set(
+        SOPInstanceUID="2.25.4",
+        StudyInstanceUID="2.25.40",
+        SeriesInstanceUID="2.25.41",
+        PatientName="Else^Somebody",
+        PatientBirthDate="19991231",
+    )
+    jane = data_set(SOPInstanceUID="2.25.1", InstanceNumber=1)
+    with closing(sqlite3.connect(store / INDEX_NAME)) as database:
+        before = database.execute(labels).fetchall()
+        assert before == [("Doe Jane", "")]
+        forget.carry_out(Archive(store), index, JANE, forget.plan(index, JANE).token)
+        assert take(store, save(tmp_path / "stranger.dcm", stranger)) == [Stored.NEW]
+        ((name, suffix),) = database.execute(labels).fetchall()
+        assert name == "Else Somebody"
+        assert suffix
+        assert take(store, save(tmp_path / "again.dcm", jane)) == [Stored.NEW]
+        assert database.execute(labels).fetchall() == [(name, suffix), *before]
 
 
 def test_token_is_for_exactly_what_was_listed(tmp_path: Path, store: Path, index: Index) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy import Executable, Select, event
 from sqlalchemy.dialects.sqlite import dialect
 
 from dicomfs import index as reading
-from dicomfs import owners, retired
+from dicomfs import owners, removal, retired
 from dicomfs import renditions as rendering
 from dicomfs import writer as writing
 from dicomfs.index import Index
@@ -27,8 +27,9 @@ from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
-GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN"}
-"""Statements that may look at many rows, as only an administrator waits: `dicomfs status` and `scrub`."""
+GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
+"""Statements that may look at many rows, as only an administrator waits: `dicomfs status`, `scrub`; of one exam
+or patient, `forget`."""
 BAD = ("SCAN", "TEMP B-TREE")
 
 
@@ -77,7 +78,7 @@ def kept(module: Any) -> Iterator[tuple[str, str, int]]:
 KEPT = [
     pytest.param(database, sql, parameters, id=f"{module.__name__}.{name}")
     for module, database in (
-        *((reading, "index"), (writing, "index"), (owners, "index"), (retired, "index")),
+        *((reading, "index"), (writing, "index"), (owners, "index"), (retired, "index"), (removal, "index")),
         (rendering, "renditions"),
     )
     for name, sql, parameters in kept(module)
