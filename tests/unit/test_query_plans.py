@@ -28,8 +28,8 @@ from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
 GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
-"""Statements that may look at many rows, as only an administrator waits: `dicomfs status`, `scrub`; of one exam
-or patient, `forget`."""
+"""Statements that may look at many rows, as only an administrator waits: `dicomfs status`, `scrub`; `forget`
+does so of one exam or patient."""
 BAD = ("SCAN", "TEMP B-TREE")
 
 
