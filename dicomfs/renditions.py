@@ -2,17 +2,20 @@
 
 All SQL on `renditions.sqlite3`. The file can be deleted at any time: everything in it is found again by
 rendering. Several mounts of one store share it; whoever decides first is right, everybody else reads
-that back. So two mounts never show one pool with two grey scales. Called by `tree.py` (reads) and
-`present.py`.
+that back. So two mounts never show one pool with two grey scales. Sizes are written many at a time: a
+crash loses some of them, and never more than that. Called by `tree.py` (reads), `present.py`, `pools.py`,
+`follow.py` and `ahead.py`.
 """
 
 import contextlib
 import json
 import logging
+import math
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
@@ -50,6 +53,10 @@ BUSY_TIMEOUT_S: Final = 2.0
 """Writes are single rows; whoever waits longer than this has met something that hangs."""
 UNRECORDED: Final = 100_000
 """Most sizes, and most windows, kept in memory while the file cannot be written."""
+AT_ONCE: Final = 256
+"""Sizes that are written in one transaction."""
+RETRY_S: Final = 5.0
+"""Between two tries to write sizes to a file that could not be written."""
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +65,7 @@ metadata = MetaData()
 about = Table(
     "about",
     metadata,
-    Column("key", Text, primary_key=True, comment="schema_version, store_id, followed POLICY"),
+    Column("key", Text, primary_key=True, comment="schema_version, store_id, followed POLICY, unwarmed VIEW"),
     Column("value", Text, nullable=False),
 )
 
@@ -133,6 +140,14 @@ _DECISION = select(pools.c.version, pools.c.through, pools.c.window).where(
 )
 
 
+_ANNOUNCE = insert(sizes)
+_ANNOUNCE = _ANNOUNCE.on_conflict_do_update(
+    index_elements=sizes.primary_key,
+    set_={"size": _ANNOUNCE.excluded.size, "failure": _ANNOUNCE.excluded.failure},
+)
+_NOTE = insert(about)
+_NOTE = _NOTE.on_conflict_do_update(["key"], set_={"value": _NOTE.excluded.value})
+
 # A literal and no parameter, so that SQLite can tell that the partial index has all of them.
 _FAILURES = (
     select(sizes.c.original, sizes.c.frame, sizes.c.failure)
@@ -151,7 +166,12 @@ class Renditions:
 
         Raises StoreUnavailable when it cannot be opened.
         """
-        self._unrecorded: dict[Key, int] = {}
+        self._unrecorded: dict[Key, tuple[int, str]] = {}
+        """Size and failure, announced and not yet written."""
+        self._notes: dict[str, str] = {}
+        """Of `about`: they rest upon sizes, and are written with or after them."""
+        self._next_try = -math.inf
+        """When writing sizes may be tried again, by the monotonic clock; in the past when all is well."""
         self._first_decisions: dict[tuple[str, str], Decision] = {}
         self._connection = self._open(path)
         try:
@@ -217,7 +237,11 @@ class Renditions:
         return facts.items() <= found.items()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Write what is not written, and let go of the file."""
+        self._next_try = -math.inf
+        while self._unrecorded or self._notes:
+            if not self.record():
+                break
         self._connection.close()
         self._connection.engine.dispose()
 
@@ -232,7 +256,7 @@ class Renditions:
     def size(self, key: Key) -> int | None:
         """Bytes of this rendition, or None when it was never rendered."""
         if key in self._unrecorded:
-            return self._unrecorded[key]
+            return self._unrecorded[key][0]
         rows = self._all(_ONE, asdict(key))
         return int(rows[0].size) if rows else None
 
@@ -247,31 +271,64 @@ class Renditions:
         found = {(row.original, row.frame, row.version): row.size for row in self._all(_SIZES, values)}
         if self._unrecorded:
             wanted = set(originals)
-            for key, size in self._unrecorded.items():
-                if key.recipe == recipe and key.original in wanted:
+            for key, (size, _) in self._unrecorded.items():
+                if key.recipe == recipe and key.original in wanted and first <= key.frame <= last:
                     found[key.original, key.frame, key.version] = size
         return found
 
     def announce(self, key: Key, size: int, failure: str) -> None:
         """Record what a render gave, replacing what was announced before.
 
-        When the file cannot be written (disk full), the size is kept in memory: a picture must not be
-        lost for want of room to note its length.
+        Written by `record`, for which the caller sees to it; at once when there are many, or when it is a
+        failure, which an administrator may be looking for.
         """
-        values = {**asdict(key), "size": size, "failure": failure}
-        changed = {"size": size, "failure": failure}
-        statement = insert(sizes).values(values)
+        _keep(self._unrecorded, key, (size, failure))
+        if failure or len(self._unrecorded) >= AT_ONCE:
+            self.record()
+
+    def record(self) -> bool:
+        """Write some of what was announced, and when that is all, what was noted; one transaction.
+
+        False when the file cannot be written (disk full): then all is kept in memory and tried again
+        later, for a picture must not be lost for want of room to note its length.
+        """
+        if not (self._unrecorded or self._notes):
+            return True
+        if time.monotonic() < self._next_try:
+            return False
+        some = dict(islice(self._unrecorded.items(), AT_ONCE))
+        notes = self._notes if len(some) == len(self._unrecorded) else {}
         try:
-            self._all(statement.on_conflict_do_update(index_elements=sizes.primary_key, set_=changed), {})
+            self._write(some, notes)
         except StoreUnavailable as error:
-            if not self._unrecorded:
+            if self._next_try == -math.inf:
                 log.warning("sizes are kept in memory only: %s", error)
-            _keep(self._unrecorded, key, size)
-        else:
-            self._unrecorded.pop(key, None)
+            self._next_try = time.monotonic() + RETRY_S
+            return False
+        self._next_try = -math.inf
+        for key in some:
+            del self._unrecorded[key]
+        notes.clear()
+        return True
+
+    def _write(self, some: Mapping[Key, tuple[int, str]], notes: Mapping[str, str]) -> None:
+        rows = [{**asdict(key), "size": size, "failure": failure} for key, (size, failure) in some.items()]
+        with _translated():
+            try:
+                self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+                if rows:
+                    self._connection.execute(_ANNOUNCE, rows)
+                if notes:
+                    named = [{"key": key, "value": value} for key, value in notes.items()]
+                    self._connection.execute(_NOTE, named)
+                self._connection.exec_driver_sql("COMMIT")
+            finally:
+                self._connection.rollback()
 
     def failure(self, key: Key) -> str:
         """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
+        if key in self._unrecorded:
+            return self._unrecorded[key][1]
         rows = self._all(_ONE, asdict(key))
         return str(rows[0].failure) if rows else ""
 
@@ -334,6 +391,15 @@ class Renditions:
         statement = insert(about).values(key=f"followed {policy}", value=str(sequence))
         later = cast(about.c.value, Integer) < sequence
         self._all(statement.on_conflict_do_update(["key"], set_={"value": str(sequence)}, where=later), {})
+
+    def unwarmed(self, view: str) -> str | None:
+        """What `note_unwarmed` was told of a view; None: nothing."""
+        rows = self._all(select(about.c.value).where(about.c.key == f"unwarmed {view}"), {})
+        return self._notes.get(f"unwarmed {view}", rows[0].value if rows else None)
+
+    def note_unwarmed(self, view: str, text: str) -> None:
+        """Keep a text of `ahead.py` about what is still to be rendered; never written before the sizes are."""
+        self._notes[f"unwarmed {view}"] = text
 
     def extend(self, pool: str, policy: str, version: int, through: int) -> None:
         """Note that a decision still holds for members up to `through`."""

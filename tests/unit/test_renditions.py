@@ -10,7 +10,7 @@ import pytest
 
 from dicomfs.errors import StoreUnavailable
 from dicomfs.model import PoolWindow
-from dicomfs.renditions import Decision, Key, Renditions
+from dicomfs.renditions import AT_ONCE, Decision, Key, Renditions, failures_noted
 
 KEY = Key("digest", 3, 0, 1)
 FULL_PAGES = "PRAGMA max_page_count = 1"
@@ -133,6 +133,7 @@ def test_locked_file_is_not_thrown_away(
     path: Path, renditions: Renditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renditions.announce(KEY, 10, "")
+    renditions.record()
     monkeypatch.setattr("dicomfs.renditions.OPEN_TIMEOUT_S", 0.05)
     with sqlite3.connect(path, isolation_level=None) as raw:
         raw.execute("BEGIN IMMEDIATE")
@@ -150,9 +151,68 @@ def test_many_mounts_may_start_at_once(path: Path) -> None:
         opened = list(threads.map(lambda _: Renditions(path, "store"), range(8)))
     for number, one in enumerate(opened):
         one.announce(Key("digest", number, 0, 0), number, "")
+        one.record()
     assert len(opened[0].sizes("digest", range(8), (0, 0))) == 8
     for one in opened:
         one.close()
+
+
+def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) -> None:
+    second = Renditions(path, "store")
+    keys = [Key("digest", number, 0, 1) for number in range(AT_ONCE)]
+    for key in keys[:-1]:
+        renditions.announce(key, 10, "")
+        assert renditions.size(key) == 10
+    assert second.sizes("digest", range(AT_ONCE), (0, 0)) == {}  # what a crash would lose now
+    renditions.announce(keys[-1], 10, "")
+    assert set(second.sizes("digest", range(AT_ONCE), (0, 0))) == {(key.original, 0, 1) for key in keys}
+    renditions.announce(KEY, 11, "")
+    assert renditions.sizes("digest", [3], (0, 0)) == {(3, 0, 1): 11}
+    assert renditions.sizes("digest", [3], (1, 9)) == {}
+    renditions.record()
+    assert second.size(KEY) == 11
+    second.close()
+
+
+def test_failures_are_there_at_once(path: Path, renditions: Renditions) -> None:
+    renditions.announce(KEY, 10, "damaged")
+    assert failures_noted(path, "store", 10) == [(3, 0, "damaged")]
+
+
+def test_what_is_still_to_be_warmed_is_never_written_before_sizes(path: Path, renditions: Renditions) -> None:
+    second = Renditions(path, "store")
+    for number in range(AT_ONCE - 1):
+        renditions.announce(Key("digest", number, 0, 1), 10, "")
+    renditions.note_unwarmed("jpg", "1-7")
+    assert renditions.unwarmed("jpg") == "1-7"
+    assert second.unwarmed("jpg") is None
+    renditions.record()
+    assert second.unwarmed("jpg") == "1-7"
+    assert len(second.sizes("digest", range(AT_ONCE), (0, 0))) == AT_ONCE - 1
+    second.close()
+
+
+def test_sizes_that_could_not_be_written_are_written_later(
+    path: Path,
+    renditions: Renditions,
+    expected_warnings: list[logging.LogRecord],
+) -> None:
+    fill_up(renditions)
+    numbers = range(2 * AT_ONCE)
+    for number in numbers:
+        renditions.announce(Key("digest " + "x" * 200, number, 0, 1), 10, "")
+    renditions.note_unwarmed("jpg", "1-7")
+    assert not renditions.record()
+    renditions._connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    assert not renditions.record()  # not tried so soon again
+    renditions._next_try = 0.0
+    assert renditions.record()
+    assert renditions.record()
+    second = Renditions(path, "store")
+    assert len(second.sizes("digest " + "x" * 200, numbers, (0, 0))) == len(numbers)
+    assert second.unwarmed("jpg") == "1-7"
+    second.close()
+    assert len(expected_warnings) == 1
 
 
 def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,6 +222,7 @@ def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCa
     for number, pool in enumerate(pools):
         renditions.announce(Key("digest " + "x" * 200, number, 0, 0), number, "")
         assert renditions.decide(pool, "auto", decision(1, 0.0)) == decision(1, 0.0)
+        renditions.record()
     assert renditions.size(KEY) == 10
     recipe = "digest " + "x" * 200
     assert renditions.sizes(recipe, range(200), (0, 0)) == {(n, 0, 0): n for n in range(200)}
@@ -179,5 +240,6 @@ def test_memory_for_what_cannot_be_written_is_bounded(
     fill_up(renditions)
     for number in range(500):
         renditions.announce(Key("x" * 500, number, 0, 0), 1, "")
+        renditions.record()
     assert len(renditions._unrecorded) == 10
     assert renditions.size(Key("x" * 500, 499, 0, 0)) == 1
