@@ -180,6 +180,8 @@ class Door(pyfuse3.Operations):
             if size is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             entry = replace(entry, size=size)
+        else:
+            self._presenter.seen(parts)
         return self._attributes(entry)
 
     # Folders
@@ -199,6 +201,7 @@ class Door(pyfuse3.Operations):
         """Hand out entries after cookie `start_id`, a page at a time from the index."""
         listing = self._handles[fh]
         assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
+        self._presenter.seen(listing.inode)
         if start_id != listing.next_cookie:
             listing.waiting = iter(())
             listing.next_cookie = start_id

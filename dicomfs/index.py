@@ -389,6 +389,11 @@ _IMAGE_PAGE = (
     .order_by(instances.c.id)
     .limit(bindparam("most"))
 )
+_IMAGE_PAGE_BACK = (
+    _IMAGE.where(instances.c.exam == bindparam("exam"), instances.c.id <= bindparam("last"))
+    .order_by(instances.c.id.desc())
+    .limit(bindparam("most"))
+)
 _INSTANCES_BEFORE = (
     select(instances.c.id)
     .where(instances.c.id < bindparam("before"))
@@ -413,6 +418,9 @@ _IMAGE_SHOWN = _IMAGE.where(
 _IN_POOL = and_(instances.c.pool == bindparam("pool"), instances.c.pool != literal_column("''"))
 _POOL_MEMBERS = _IMAGE.where(_IN_POOL).order_by(instances.c.shown)
 _POOL_THROUGH = select(func.max(instances.c.shown)).where(_IN_POOL)
+_POOL_SPAN = select(func.min(instances.c.id).label("first"), func.max(instances.c.id).label("last")).where(
+    _IN_POOL
+)
 _ARRIVALS = (
     select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
@@ -1016,6 +1024,18 @@ class Index:
             first = rows[-1].id + 1
         return page[:most]
 
+    def image_page_back(self, exam: int, last: int, most: int, selection: Selection) -> list[ImageRow]:
+        """Instances of an exam with an id of at most `last` that are such, the newest first."""
+        page: list[ImageRow] = []
+        last = min(last, selection.through)
+        while len(page) < most:
+            rows = self._rows(_IMAGE_PAGE_BACK, exam=exam, last=last, most=most)
+            page += [_image(row) for row in rows if selection.takes(row.modality, row.shows)]
+            if len(rows) < most:
+                break
+            last = rows[-1].id - 1
+        return page[:most]
+
     def instances_before(self, before: int, most: int) -> list[int]:
         """Ids of instances below `before`, the newest first."""
         return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
@@ -1052,6 +1072,11 @@ class Index:
         """The highest id of an original shown in a pool; 0 when it is empty."""
         row = self._row(_POOL_THROUGH, pool=pool)
         return int(row[0] or 0) if row else 0
+
+    def pool_span(self, pool: str) -> tuple[int, int] | None:
+        """The least and the highest id of the instances of a pool; None when it is empty."""
+        row = self._row(_POOL_SPAN, pool=pool)
+        return (row.first, row.last) if row and row.first is not None else None
 
     def arrivals(self, after: int, most: int) -> list[Arrival]:
         """Originals received after this sequence number, in order."""

@@ -398,7 +398,7 @@ class Renditions:
         return self._notes.get(f"unwarmed {view}", rows[0].value if rows else None)
 
     def note_unwarmed(self, view: str, text: str) -> None:
-        """Keep a text of `ahead.py` about what is still to be rendered; never written before the sizes are."""
+        """Keep a text about what is still to be rendered ahead; it is not written before the sizes are."""
         self._notes[f"unwarmed {view}"] = text
 
     def extend(self, pool: str, policy: str, version: int, through: int) -> None:

@@ -548,6 +548,26 @@ class Tree:
         for (row, frame), entry in zip(files, entries, strict=True):
             yield Listed(row.id << 14 | frame, entry)
 
+    def listing_back(self, exam: Inode, before: int, most: int) -> list[Listed]:
+        """Files of an exam before a cookie, the last first, at most `most`; none at the beginning."""
+        view = self._view_of(exam)
+        if view is None or exam.kind is not Kind.EXAM:
+            return []
+        last, end = before >> 14, before & 0x3FFF
+        mark = self.gate.mark((view.key, Kind.FILE))
+        files: list[tuple[ImageRow, int]] = []
+        selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
+        for row in self._index.image_page_back(exam.id, last, most + 1, selection):
+            numbers = self._shown_frames(row, view, mark)
+            rest = range(numbers.start, min(numbers.stop, end) if row.id == last else numbers.stop)
+            files += [(row, frame) for frame in reversed(rest[-(most - len(files)) :])]
+            if len(files) >= most:
+                break
+        entries = self._file_entries(files, view)
+        return [
+            Listed(row.id << 14 | frame, entry) for (row, frame), entry in zip(files, entries, strict=True)
+        ]
+
     # Contents
 
     def stored_file(self, inode: Inode) -> tuple[Path, int] | None:
@@ -601,8 +621,22 @@ class Tree:
                     yield Inode(Kind.EXAM, row.exam, view.key), entry
 
     def files_of(self, instance: int) -> list[Entry]:
-        """Every rendered file that shows one instance, in every format of this mount."""
-        return [entry for folder, entry in self.names_of(instance) if folder.format != STORED]
+        """Every rendered file that shows one instance, in every format; none if its exam is too old."""
+        row = self._index.image(instance)
+        if row is None or row.day < self.first_day:
+            return []
+        return [
+            entry
+            for view in self._views.values()
+            if view.recipe is not None
+            for entry in self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
+        ]
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """For each rendered view a text; where two mounts have the same one, their files are the same."""
+        which = f"{self._frames} {'+'.join(self._modalities)} {self._since.text}".rstrip()
+        return tuple(f"{view.digest} {which}" for view in self._views.values() if view.recipe is not None)
 
     def names_of(self, instance: int) -> list[tuple[Inode, Entry]]:
         """(folder, entry) of every file that shows one instance, the stored one included."""

@@ -108,7 +108,7 @@ async def _presenter(
             rendering.workers,
             cache,
             warm=options.warm,
-            ahead_tasks=processes,
+            processes=processes,
         )
         rendering.renewed = presenter.render_with
         yield presenter

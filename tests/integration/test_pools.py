@@ -145,7 +145,7 @@ def take(folder: Path, writer: Index, *numbers: int, pool: str = "p") -> None:
 
 @asynccontextmanager
 async def showing(
-    folder: Path, high: float = 100.0, *, warm: bool = False, ahead_tasks: int = 1, follow: bool = True
+    folder: Path, high: float = 100.0, *, warm: bool = False, processes: int = 1, follow: bool = True
 ) -> AsyncIterator[Shown]:
     index = Index(folder / "index.sqlite3")
     view, renditions = tree(folder, index)
@@ -159,7 +159,7 @@ async def showing(
         Cache(1 << 20, len),
         warm=warm,
         quiet_s=QUIET_S,
-        ahead_tasks=ahead_tasks,
+        processes=processes,
     )
 
     async def note(names: Sequence[tuple[Inode, str]]) -> None:
@@ -367,7 +367,7 @@ def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, wri
 
 def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, writer: Index) -> None:
     async def scenario() -> None:
-        async with showing(tmp_path, warm=True, ahead_tasks=3) as shown:
+        async with showing(tmp_path, warm=True, processes=3) as shown:
             take(tmp_path, writer, *range(1, 11), pool="")
             await trio.sleep(2)
             assert shown.painters.rendered == 10

@@ -29,6 +29,10 @@ ORDER = (
         "cache",
         "gate",
         "tree",
+        "pools",
+        "spans",
+        "ahead",
+        "follow",
         "present",
         "view",
         "offline",
@@ -71,6 +75,9 @@ PRESENT = {
     "cache",
     "gate",
     "tree",
+    "pools",
+    "ahead",
+    "follow",
     "present",
     "view",
     "offline",
@@ -106,7 +113,8 @@ HOME = {
     "rich": {"cli"},
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
-    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
+    "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
+    | {"publish", "fuse", "mount"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
