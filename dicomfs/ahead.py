@@ -123,7 +123,7 @@ class Ahead:
         self._failed = Spans()
         """What could not be rendered: the next mount tries again."""
         self._started = self._through = -1
-        """Receipt sequence when this mount began to follow, and up to which arrivals are known; -1: before."""
+        """Receipt sequence when this mount began to follow, and up to which they are known; -1: before."""
         self._noted = ""
         self._note_at = 0.0
         self._looked = 0

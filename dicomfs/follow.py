@@ -51,7 +51,7 @@ class Follower:
         """Of what the kernel has been told so far."""
 
     async def watch(self, changed: Changed) -> None:
-        """Look for what is new until cancelled, and write what is to be noted. *Cancellation*: at any time."""
+        """Look for what is new, and write what is to be noted, until cancelled. *Cancellation*: any time."""
         version = -1
         complaining = False
         while True:
@@ -121,7 +121,7 @@ class Follower:
         self._first_day = first_day
 
     async def settle(self, changed: Changed) -> None:
-        """Decide pools anew when they are quiet, until cancelled; `changed` is told of files that are others now.
+        """Decide quiet pools anew until cancelled; `changed` is told of files that are others now.
 
         *Cancellation*: at any time; a pool that was not settled is looked at by the next mount.
         """
