@@ -12,7 +12,7 @@ It renders nothing itself and keeps no picture: `present.py` makes one and tells
 
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -38,9 +38,13 @@ TROUBLE_S: Final = 5.0
 FAILED_S: Final = 1.0
 """After a picture that cannot be had now: when none can, what is to be warmed must not run out."""
 _PAGE: Final = 32
+_TOGETHER: Final = 16
+"""Files that are asked about at once when nothing has to be rendered: some milliseconds' work."""
 _LOOKS: Final = 32
 """Instances that are looked at between two rests when all is known of them."""
 _REST_S: Final = 0.01
+_YIELD_S: Final = 0.1
+"""While somebody is in a folder, warming looks so often whether he has gone."""
 _LONGEST_REST_S: Final = 1.0
 _EVER: Final = 2**62
 """Above every id."""
@@ -56,8 +60,8 @@ class Effort(Enum):
     OLD = "for its size alone: the picture is not kept, or it would drive out what people use"
 
 
-Render = Callable[[Inode, Effort], Awaitable[None]]
-"""Makes the size of a file known, if it is not. Raises RenderFailed, StoreUnavailable."""
+Render = Callable[[Sequence[Inode], Effort], Awaitable[None]]
+"""Makes sizes of files of one view known, as far as they are not. Raises RenderFailed, StoreUnavailable."""
 
 
 @dataclass(eq=False, slots=True)
@@ -114,8 +118,8 @@ class Ahead:
         """By folder; whose turn it is stands first."""
         self._unwarmed = Spans()
         """Ids of instances that are still to be looked at."""
-        self._files: deque[tuple[int, Inode]] = deque()
-        """Of the instance that was looked at last."""
+        self._files: tuple[int, deque[Inode]] = (0, deque())
+        """The instance that was looked at last, and its files."""
         self._in_hand: Counter[int] = Counter()
         """Instances of which files are being rendered, or are next; with how many."""
         self._put_off: dict[str, tuple[int, int]] = {}
@@ -218,9 +222,9 @@ class Ahead:
     async def _walk(self) -> None:
         while True:
             try:
-                inode = self._next_wanted()
-                if inode is not None:
-                    await self._render(inode, Effort.WANTED)
+                inodes = self._next_wanted()
+                if inodes:
+                    await self._render(inodes, Effort.WANTED)
                 elif not self._walks:
                     await self._walkers.park()
             except RenderFailed as error:
@@ -230,8 +234,8 @@ class Ahead:
                 self._walks.clear()  # whoever is in one asks again
             await trio.lowlevel.checkpoint()
 
-    def _next_wanted(self) -> Inode | None:
-        """A file of the folder whose turn it is. None: of none now, look again. Raises StoreUnavailable."""
+    def _next_wanted(self) -> list[Inode]:
+        """A file, or some, of the folder whose turn it is. None: look again. Raises StoreUnavailable."""
         while self._walks:
             folder, walk = next(iter(self._walks.items()))
             if walk.done or (not walk.waiting and walk.asked + GONE_S < trio.current_time()):
@@ -240,8 +244,19 @@ class Ahead:
             self._walks.move_to_end(folder)
             if not walk.found:
                 self._look_on(walk)
-            return walk.found.popleft() if walk.found else None
-        return None
+            return self._some(walk.found)
+        return []
+
+    def _some(self, found: deque[Inode]) -> list[Inode]:
+        """Take the next file; if its size can be told without a render, and those after it, with them."""
+        if not found:
+            return []
+        first = found.popleft()
+        some = [first]
+        if self._tree.is_uncompressed(first):
+            while found and found[0].format == first.format and len(some) < _TOGETHER:
+                some.append(found.popleft())
+        return some
 
     def _look_on(self, walk: _Walk) -> None:
         """One page of the folder further."""
@@ -261,6 +276,9 @@ class Ahead:
 
     async def _warm(self) -> None:
         while True:
+            if self._walks:
+                await trio.sleep(_YIELD_S)
+                continue
             try:
                 found = self._next_unwarmed()
             except StoreUnavailable as error:
@@ -268,7 +286,7 @@ class Ahead:
                 await trio.sleep(TROUBLE_S)
                 continue
             if found is not None:
-                await self._warm_one(*found)
+                await self._warm_some(*found)
             elif not self._unwarmed:
                 await self._warmers.park()
             elif self._looked >= _LOOKS:
@@ -276,12 +294,12 @@ class Ahead:
                 await trio.sleep(_REST_S)
             await trio.lowlevel.checkpoint()
 
-    async def _warm_one(self, instance: int, inode: Inode) -> None:
+    async def _warm_some(self, instance: int, inodes: Sequence[Inode]) -> None:
         begun = trio.current_time()
         effort = Effort.NEW if instance > self._started else Effort.OLD
         rest = 0.0
         try:
-            await self._render(inode, effort)
+            await self._render(inodes, effort)
             if effort is Effort.OLD:
                 # An archive of years takes hours: half of them for others.
                 rest = min(trio.current_time() - begun, _LONGEST_REST_S)
@@ -302,13 +320,13 @@ class Ahead:
         if not self._in_hand[instance]:
             del self._in_hand[instance]
 
-    def _next_unwarmed(self) -> tuple[int, Inode] | None:
-        """A file whose size is not known, and its instance. None: look again, unless there is nothing left.
+    def _next_unwarmed(self) -> tuple[int, list[Inode]] | None:
+        """An instance and a file of it, or some, of unknown size. None: look again, if anything is left.
 
         Raises StoreUnavailable, and has forgotten nothing then.
         """
-        if self._files:
-            return self._files.popleft()
+        if self._files[1]:
+            return self._take_up(*self._files)
         span = self._unwarmed.highest()
         if span is None:
             return None
@@ -323,11 +341,17 @@ class Ahead:
         if pool:
             low, high = self._put_off.get(pool, (instance, instance))
             self._put_off[pool] = min(low, instance), max(high, instance)
+        self._files = instance, deque(inodes)
         if inodes:
-            self._in_hand[instance] += len(inodes)
-            self._files.extend((instance, inode) for inode in inodes)
+            self._in_hand[instance] += 1  # for as long as some of its files are not taken up
         self._unwarmed.cut(instance)
-        return self._files.popleft() if self._files else None
+        return self._take_up(*self._files) if inodes else None
+
+    def _take_up(self, instance: int, files: deque[Inode]) -> tuple[int, list[Inode]]:
+        inodes = self._some(files)
+        if files:
+            self._in_hand[instance] += 1
+        return instance, inodes
 
     def _unknown(self, instance: int) -> tuple[str, list[Inode]]:
         """Files of an instance whose sizes are not known; the pool for which some have to wait, or empty."""

@@ -6,6 +6,7 @@ rendered before anybody asks `ahead.py`, what comes in `follow.py`. Knows no FUS
 """
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -133,18 +134,45 @@ class Presenter:
         if known is not None:
             return known
         with self._ahead.reader(inode) if self._ahead is not None else nullcontext():
+            if self.tree.is_uncompressed(inode):
+                await self._tell_lengths([picture], background=False)
+                if (known := self._renditions.size(picture.key)) is not None:
+                    return known
             data = await self.contents(inode)
         return None if data is None else len(data)
+
+    async def _tell_lengths(self, pictures: Sequence[Picture], *, background: bool) -> None:
+        """Announce sizes that are certain without a render; pictures of one recipe."""
+        sources = [picture.source for picture in pictures]
+        try:
+            lengths = await self._workers.lengths(sources, pictures[0].recipe, background=background)
+        except RenderFailed as error:
+            log.info("sizes have to be found by rendering: %s", error)
+            return
+        for picture, length in zip(pictures, lengths, strict=True):
+            if length is not None and self._renditions.size(picture.key) is None:
+                self._renditions.announce(picture.key, length, "")
 
     def seen(self, inode: Inode) -> None:
         """Somebody lists this folder, or asks for this file, whose size is known. Raises StoreUnavailable."""
         if self._ahead is not None:
             self._ahead.seen(inode)
 
-    async def _render_ahead(self, inode: Inode, effort: Effort) -> None:
-        picture = self.tree.picture(inode)
-        if picture is None or self._renditions.size(picture.key) is not None:
-            return
+    async def _render_ahead(self, inodes: Sequence[Inode], effort: Effort) -> None:
+        """See `ahead.Render`."""
+        if self.tree.is_uncompressed(inodes[0]):
+            unknown = [picture for _, picture in self._unknown(inodes)]
+            if unknown:
+                await self._tell_lengths(unknown, background=effort is not Effort.WANTED)
+        for inode, picture in self._unknown(inodes):
+            await self._render_one_ahead(inode, picture, effort)
+
+    def _unknown(self, inodes: Sequence[Inode]) -> list[tuple[Inode, Picture]]:
+        """Those of which there is a picture and no size."""
+        pictures = [(inode, self.tree.picture(inode)) for inode in inodes]
+        return [(i, p) for i, p in pictures if p is not None and self._renditions.size(p.key) is None]
+
+    async def _render_one_ahead(self, inode: Inode, picture: Picture, effort: Effort) -> None:
         if effort is Effort.OLD:
             # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
             window = await self._pools.window(picture, background=True)

@@ -589,6 +589,11 @@ class Tree:
         source = Source(self._archive.path(row.hash, row.original), frame)
         return Picture(key, source, view.recipe, row.pool if view.policy else "", view.policy)
 
+    def is_uncompressed(self, inode: Inode) -> bool:
+        """Whether a file is of a format whose length can be told from the header of its image."""
+        view = self._views.get(inode.format)
+        return view is not None and view.recipe is not None and FORMATS[view.recipe.format].is_uncompressed
+
     def disk(self) -> os.statvfs_result:
         """Size and free space of the disk that holds the originals. Raises OSError."""
         return os.statvfs(self._archive.root)

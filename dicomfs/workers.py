@@ -23,12 +23,14 @@ from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.protocol import (
     Answer,
     BrokenAnswer,
+    LengthsRequest,
     NoticeRequest,
     PoolRequest,
     ProbeRequest,
     RenderRequest,
     Request,
     Status,
+    decode_lengths,
     decode_window,
     encode_request,
     sentence,
@@ -184,6 +186,19 @@ class Workers:
         *Cancellation*: as for `render`.
         """
         return sentence((await self._ask_surely(ProbeRequest(recipe), background=False)).text)
+
+    async def lengths(
+        self, members: Sequence[Source], recipe: Recipe, *, background: bool = False
+    ) -> list[int | None]:
+        """Bytes of the pictures' files, of a format that is not compressed; None: they have to be rendered.
+
+        Raises RenderFailed. *Cancellation*: as for `render`.
+        """
+        request = LengthsRequest(tuple(members), recipe)
+        try:
+            return decode_lengths((await self._ask_surely(request, background=background)).text, len(members))
+        except BrokenAnswer as error:
+            raise RenderFailed(f"The render worker answered nonsense: {error}") from error
 
     def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
         """Somebody waits for what was asked for as background work: if it has not begun, it goes first."""

@@ -42,6 +42,10 @@ class Painters:
     processes: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(math.inf))
     """How many can be painted at once; each takes `PICTURE_S`."""
     extra: bytes = b""
+    length: int | None = None
+    """What is told of every file without painting it."""
+    asked: int = 0
+    """How many it was told of."""
 
     async def decide_pool(
         self,
@@ -76,6 +80,20 @@ class Painters:
         if self.trouble:
             raise self.trouble
         return Rendered(f"{source.path.name} {source.frame} {window}".encode() + self.extra, None)
+
+    async def lengths(
+        self,
+        members: Sequence[Source],
+        recipe: Recipe,  # noqa: ARG002  as Workers
+        *,
+        background: bool = False,  # noqa: ARG002  as Workers
+    ) -> list[int | None]:
+        async with self.processes:
+            self.asked += len(members)
+            await trio.sleep(0.001)
+        if self.trouble:
+            raise self.trouble
+        return [self.length] * len(members)
 
     def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
         pass
@@ -120,9 +138,10 @@ async def showing(
     processes: int = 1,
     follow: bool = True,
     frames: int = 1000,
+    shown_as: str = "jpg",
 ) -> AsyncIterator[Shown]:
     index = Index(folder / "index.sqlite3")
-    view, renditions = tree(folder, index, frames=frames)
+    view, renditions = tree(folder, index, formats=(shown_as,), frames=frames)
     painters = Painters(window(high))
     changed: list[tuple[Inode, str]] = []
     presenter = Presenter(

@@ -176,6 +176,32 @@ def test_folders_that_are_walked_are_bounded(
     run(scenario)
 
 
+def test_sizes_that_can_be_told_are_not_rendered_for(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, *range(1, 101))
+    exam = Inode(Kind.EXAM, 1, "bmp")
+
+    async def scenario() -> None:
+        for certain in (True, False):
+            async with showing(tmp_path, warm=True, processes=2, shown_as="bmp", follow=False) as shown:
+                shown.painters.length = 4711 if certain else None
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(shown.presenter.follow, _nobody)
+                    for entry in shown.entries(exam):
+                        await stat(shown, entry)
+                    sizes = [entry.size for entry in shown.entries(exam)]
+                    nursery.cancel_scope.cancel()
+                if certain:
+                    assert sizes == [4711] * 100
+                    assert shown.painters.rendered == shown.painters.decided == 0
+                    assert shown.painters.asked < 200
+                else:
+                    assert None not in sizes
+                    assert shown.painters.rendered == 100
+            remove_renditions(tmp_path)
+
+    run(scenario)
+
+
 # Warming
 
 

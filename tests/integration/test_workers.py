@@ -120,8 +120,15 @@ def probe_digest(recipe):
 def notice(recipe, reason):
     return f"NOTICE {recipe.format}: {reason}".encode()
 
+def length(source, recipe):
+    if source.path.name == "crash":
+        crash()
+    if source.path.name == "never":
+        raise NotDisplayable("no decoder")
+    return None if source.path.name == "compressed" else 1000 + source.frame
+
 PROTOCOL = 3  # the first free descriptor: the worker keeps its standard output there
-worker.run(lambda: worker.Tasks(render, decide_pool, probe_digest, notice), *map(int, sys.argv[1:]))
+worker.run(lambda: worker.Tasks(render, decide_pool, probe_digest, notice, length), *map(int, sys.argv[1:]))
 '''
 
 
@@ -211,6 +218,8 @@ def test_every_operation_through_a_process(command: tuple[str, ...]) -> None:
             members = [source("a"), source("b"), source("c")]
             assert await workers.decide_pool(members) == PoolWindow(-0.1, 3.0, "counted")
             assert (await workers.decide_pool(members, "header")).reason == "header"
+            asked = [source("a"), source("compressed"), source("never")]
+            assert await workers.lengths(asked, RECIPE) == [1000, None, None]
             assert await workers.probe(RECIPE) == "digest of jpg"
             never = await workers.render(source("never=J2K"), RECIPE, None)
             assert never == Rendered(b"NOTICE jpg: no decoder for J2K", "no decoder for J2K")
@@ -320,6 +329,8 @@ def test_pool_with_a_member_that_crashes(command: tuple[str, ...]) -> None:
         async with running(command) as workers:
             with pytest.raises(NotDisplayable, match="decoder crashed"):
                 await workers.decide_pool([source("a"), source("crash")])
+            with pytest.raises(RenderFailed):
+                await workers.lengths([source("a"), source("crash")], RECIPE)
             with pytest.raises(RenderFailed, match="nonsense"):
                 await workers.decide_pool([source("nonsense")])
 

@@ -23,6 +23,7 @@ ORDER = (
     *("association", "scp", "importer"),
     *(
         "protocol",
+        "lengths",
         "worker",
         "workerprocess",
         "workers",
@@ -70,6 +71,7 @@ PRESENT = {
     "render",
     "renditions",
     "protocol",
+    "lengths",
     "worker",
     "workers",
     "cache",
@@ -91,7 +93,7 @@ BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand
 
 CODECS = {"pixels", "codestream", "video"}
 DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
-GREY = {"display", "frames", "grey", "histogram", "measurement", "subtraction", "window"} | DRAWING
+GREY = {"display", "frames", "grey", "histogram", "lengths", "measurement", "subtraction", "window"} | DRAWING
 HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "marks", "planes"}
 HOME = {
     "PIL": DRAWING,
