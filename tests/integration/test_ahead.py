@@ -1,10 +1,16 @@
 """Rendering ahead: of somebody who lists a folder, of what has come in, of all that is not known yet."""
 
+import os
+import re
+import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 
@@ -14,7 +20,9 @@ from dicomfs.index import Index
 from dicomfs.renditions import Renditions
 from dicomfs.spans import Spans
 from dicomfs.tree import Entry, Inode, Kind, Tree
+from tests.made import data_set, save
 from tests.presenting import EXAM, PICTURE_S, QUIET_S, Shown, run, showing, take
+from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until
 
 OTHER = {"study_uid": "2.25.22", "series_uid": "2.25.33", "patient_id": "0815", "patient_name": "Roe"}
 
@@ -398,3 +406,89 @@ def test_nothing_is_rendered_ahead_when_it_is_off(tmp_path: Path, writer: Index)
             assert shown.painters.rendered == 1
 
     run(scenario)
+
+
+# Through the kernel
+
+
+@dataclass(frozen=True)
+class Mounts:
+    """A store of pictures, and mounts of it, one after the other."""
+
+    folder: Path
+
+    def take(self, *numbers: int) -> None:
+        files = []
+        for number in numbers:
+            uid = f"2.25.5{number}"
+            noise = np.random.default_rng(number).integers(0, 4000, (40, 30 + number % 7), np.uint16)
+            ds = data_set(SOPInstanceUID=uid, InstanceNumber=number, Modality="OT", pixels=noise)
+            files.append(save(self.folder / f"{number}.dcm", ds))
+        argv = command_line("import", "--store", self.folder / "store", *files)
+        subprocess.run(argv, check=True, capture_output=True, cwd=ROOT)
+
+    @contextmanager
+    def mounted(self, options: str, said: dict[str, int]) -> Iterator[list[Path]]:
+        """Pictures of a mount, by names alone; when it has ended, `said` is what workers and cache did."""
+        point, log = self.folder / "mnt", self.folder / "log"
+        point.mkdir(exist_ok=True)
+        log.unlink(missing_ok=True)
+        argv = command_line("mount", "--store", self.folder / "store", point, "-o", options)
+        with running(argv, log, lambda: mounted(point), "the mount", mountpoint=point):
+            yield sorted(Path(where, name) for where, _, names in os.walk(point) for name in names)
+        last = log.read_text().splitlines()[-1]
+        for name in ("done", "misses"):
+            found = re.search(rf"\b{name}=([0-9]+)", last)
+            assert found, last
+            said[name] = int(found[1])
+
+    def is_warmed_through(self, sequence: int) -> bool:
+        """Whether it is on record that nothing up to this receipt number is left to be warmed."""
+        with closing(
+            sqlite3.connect(f"file:{self.folder}/store/renditions.sqlite3?mode=ro", uri=True)
+        ) as raw:
+            noted = raw.execute("SELECT value FROM about WHERE key LIKE 'unwarmed %'").fetchone()
+        rest = Spans.of(noted[0]) if noted else None
+        return rest is not None and not any(number in rest for number in range(1, sequence + 1))
+
+
+@pytest.fixture
+def mounts(tmp_path: Path) -> Mounts:
+    require_fuse()
+    return Mounts(tmp_path)
+
+
+def test_restarted_mount_goes_on(mounts: Mounts) -> None:
+    mounts.take(*range(1, 13))
+    said: dict[str, int] = {}
+    with mounts.mounted("warm=on", said):
+        wait_until(lambda: mounts.is_warmed_through(12), "everything to be warmed")
+    assert said["done"] >= 12
+    mounts.take(13)
+    with mounts.mounted("warm=on", said) as pictures:
+        wait_until(lambda: mounts.is_warmed_through(13), "what is new to be warmed")
+        assert all(picture.stat().st_size for picture in pictures)
+    assert said["done"] <= 3  # the encoder's probe, a window, a picture
+
+
+def test_sizes_outlive_their_pictures(mounts: Mounts) -> None:
+    mounts.take(*range(1, 9))
+    said: dict[str, int] = {}
+    with mounts.mounted("warm=off,cache=1K", said) as pictures:
+        before = [picture.stat().st_size for picture in pictures]
+        assert sum(before) > 1024
+    assert said["misses"] == 8
+    with mounts.mounted("warm=off", said) as pictures:
+        assert [picture.stat().st_size for picture in pictures] == before
+    assert said["misses"] == 0
+
+
+def test_listing_of_bitmaps_renders_nothing(mounts: Mounts) -> None:
+    mounts.take(*range(1, 41))
+    said: dict[str, int] = {}
+    with mounts.mounted("formats=bmp+tiff,warm=off", said) as pictures:
+        sizes = [picture.stat().st_size for picture in pictures]
+    assert said["misses"] == 0
+    with mounts.mounted("formats=bmp+tiff", said) as pictures:
+        assert [len(picture.read_bytes()) for picture in pictures] == sizes
+    assert len(sizes) == 80
