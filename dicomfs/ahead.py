@@ -11,6 +11,7 @@ It renders nothing itself and keeps no picture: `present.py` makes one and tells
 """
 
 import logging
+import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,16 +36,22 @@ NOTE_S: Final = 5.0
 """How often it is noted what is still to be warmed."""
 TROUBLE_S: Final = 5.0
 """Before the store is tried again."""
+PEOPLE_S: Final = 0.5
+"""Warming stands back for so long after somebody had to wait for a render: he may go on."""
+STARVED_S: Final = 1.0
+"""Then it goes on, one picture at a time, even if people wait without end."""
 FAILED_S: Final = 1.0
 """After a picture that cannot be had now: when none can, what is to be warmed must not run out."""
 _PAGE: Final = 32
+_FAR: Final = 256
+"""Files of a folder that are kept in mind while pools are being decided."""
 _TOGETHER: Final = 16
 """Files that are asked about at once when nothing has to be rendered: some milliseconds' work."""
 _LOOKS: Final = 32
 """Instances that are looked at between two rests when all is known of them."""
 _REST_S: Final = 0.01
 _YIELD_S: Final = 0.1
-"""While somebody is in a folder, warming looks so often whether he has gone."""
+"""While people wait for renders, warming looks so often whether they still do."""
 _LONGEST_REST_S: Final = 1.0
 _EVER: Final = 2**62
 """Above every id."""
@@ -82,6 +89,7 @@ class _Walk:
     waiting: int = 0
     """Asks that are waiting for a render."""
     found: deque[Inode] = field(default_factory=deque)
+    """Files beyond him that are not taken up yet."""
 
     def turn(self, here: int) -> None:
         """He asks for the file at `here`."""
@@ -116,6 +124,8 @@ class Ahead:
         self._processes = processes
         self._walks: OrderedDict[Inode, _Walk] = OrderedDict()
         """By folder; whose turn it is stands first."""
+        self._asked: dict[Inode, float] = {}
+        """When somebody last listed a folder or asked for a size in it; the latest last."""
         self._unwarmed = Spans()
         """Ids of instances that are still to be looked at."""
         self._files: tuple[int, deque[Inode]] = (0, deque())
@@ -131,6 +141,8 @@ class Ahead:
         self._noted = ""
         self._note_at = 0.0
         self._looked = 0
+        self._people_until = self._warmed_at = -math.inf
+        """Until when warming stands back for people, and when it last did not."""
         self._walkers = trio.lowlevel.ParkingLot()
         self._warmers = trio.lowlevel.ParkingLot()
 
@@ -141,7 +153,7 @@ class Ahead:
                 # One more than there are processes, so that none waits for us between two files.
                 for _ in range(self._processes + 1):
                     nursery.start_soon(self._walk)
-                for _ in range(self._processes):
+                for _ in range(max(1, self._processes - 1)):
                     nursery.start_soon(self._warm)
         finally:
             self.note(now=True)
@@ -156,6 +168,9 @@ class Ahead:
             yield
             return
         folder, here = place
+        if not self._is_second(folder):
+            yield
+            return
         walk = self._walks.get(folder)
         if walk is None:
             walk = self._walks[folder] = _Walk(folder, trio.current_time(), here, here)
@@ -170,13 +185,27 @@ class Ahead:
             walk.waiting -= 1
             walk.asked = trio.current_time()
 
+    def _is_second(self, folder: Inode) -> bool:
+        """Whether somebody goes on in a folder: what he asks for first may be one picture that he opens."""
+        last = self._asked.pop(folder, -GONE_S)
+        self._asked[folder] = trio.current_time()
+        if len(self._asked) > MOST_WALKS:
+            del self._asked[next(iter(self._asked))]
+        return folder in self._walks or last + GONE_S > trio.current_time()
+
     def seen(self, inode: Inode) -> None:
         """Somebody is still busy in a folder: he lists it, or asks for a file whose size is known."""
-        if not self._walks:
+        if inode.kind is Kind.EXAM:
+            self._is_second(inode)
+        elif not self._walks:
             return
         place = self._tree.place_of(inode) if inode.kind is Kind.FILE else (inode, 0)
         if place is not None and (walk := self._walks.get(place[0])) is not None:
             walk.asked = trio.current_time()
+
+    def rendering(self) -> None:
+        """Somebody waits for a picture that has to be rendered."""
+        self._people_until = trio.current_time() + PEOPLE_S
 
     def begin(self, sequence: int) -> None:
         """Arrivals will be told from this receipt sequence number on. Raises StoreUnavailable."""
@@ -244,8 +273,28 @@ class Ahead:
             self._walks.move_to_end(folder)
             if not walk.found:
                 self._look_on(walk)
-            return self._some(walk.found)
+            return self._next_of(walk)
         return []
+
+    def _next_of(self, walk: _Walk) -> list[Inode]:
+        """The next file, or some; rather one whose pool is not being decided, or is another."""
+        for place, inode in enumerate(walk.found):
+            if not self._waits(inode):
+                if not place:
+                    return self._some(walk.found)
+                del walk.found[place]
+                return [inode]
+        if not walk.done and len(walk.found) < _FAR:
+            self._look_on(walk)
+            return []
+        return self._some(walk.found)
+
+    def _waits(self, inode: Inode) -> bool:
+        """Whether a file cannot be rendered before its pool is decided, and somebody is at that."""
+        if not inode.version or self._tree.is_uncompressed(inode):
+            return False
+        picture = self._tree.picture(inode)
+        return picture is not None and self._pools.is_deciding(picture)
 
     def _some(self, found: deque[Inode]) -> list[Inode]:
         """Take the next file; if its size can be told without a render, and those after it, with them."""
@@ -276,9 +325,10 @@ class Ahead:
 
     async def _warm(self) -> None:
         while True:
-            if self._walks:
+            if self._people_wait():
                 await trio.sleep(_YIELD_S)
                 continue
+            self._warmed_at = trio.current_time()
             try:
                 found = self._next_unwarmed()
             except StoreUnavailable as error:
@@ -293,6 +343,14 @@ class Ahead:
                 self._looked = 0
                 await trio.sleep(_REST_S)
             await trio.lowlevel.checkpoint()
+
+    def _people_wait(self) -> bool:
+        """Whether warming stands back: it would take processor time from a render that somebody waits for.
+
+        Not for ever, or it would never come to what has just come in.
+        """
+        now = trio.current_time()
+        return bool(self._walks) or now < min(self._people_until, self._warmed_at + STARVED_S)
 
     async def _warm_some(self, instance: int, inodes: Sequence[Inode]) -> None:
         begun = trio.current_time()

@@ -42,6 +42,7 @@ class Pools:
         self._renditions = renditions
         self._quiet_s = quiet_s
         self._decisions: Cache[tuple[str, str, int], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
+        self._deciding: set[tuple[str, str, int]] = set()
         self._growing: dict[str, float] = {}
         """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
 
@@ -54,18 +55,23 @@ class Pools:
         """
         if not picture.pool:
             return None
-        policy, version = picture.policy, picture.key.version
-        decision = await self._decisions.get(
-            (picture.pool, policy, version),
-            lambda: self._decide(picture.pool, policy, version, background=background),
-        )
+        case = _case(picture)
+        decision = await self._decisions.get(case, lambda: self._decide(*case, background=background))
         return decision.window
+
+    def is_deciding(self, picture: Picture) -> bool:
+        """Whether a picture's pool is being decided: who asks for it would wait."""
+        return _case(picture) in self._deciding
 
     async def _decide(self, pool: str, policy: str, version: int, *, background: bool) -> Decision:
         """What is on record for this version; decided now, and read back, if nothing is."""
         decision = self._renditions.decision(pool, policy, version)
         if decision is None:
-            window, through = await self._judge(pool, policy, background=background)
+            self._deciding.add((pool, policy, version))
+            try:
+                window, through = await self._judge(pool, policy, background=background)
+            finally:
+                self._deciding.discard((pool, policy, version))
             decision = self._renditions.decide(pool, policy, Decision(version, through, window))
         return decision
 
@@ -128,3 +134,8 @@ class Pools:
             # Another mount may have decided it first: what this kernel remembers is old all the same.
             changed = changed or self._renditions.version(pool, policy) > 1
         return changed
+
+
+def _case(picture: Picture) -> tuple[str, str, int]:
+    """What is decided once: pool, policy, version."""
+    return picture.pool, picture.policy, picture.key.version

@@ -181,6 +181,8 @@ class Presenter:
             await self.contents(inode, background=effort is not Effort.WANTED)
 
     async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+        if self._ahead is not None and not background:
+            self._ahead.rendering()
         rendered: Rendered = await self._workers.render(
             picture.source, picture.recipe, window, background=background
         )

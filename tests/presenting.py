@@ -35,6 +35,7 @@ class Painters:
     most: int = 0
     """Most pictures that were painted at once."""
     _busy: int = 0
+    decision_s: float = PICTURE_S
     trouble: Exception | None = None
     seen: list[Source] = field(default_factory=list)
     jobs: list[tuple[int, bool]] = field(default_factory=list)
@@ -57,7 +58,8 @@ class Painters:
         self.decided += 1
         self.seen = list(members)
         window = self.window
-        await trio.sleep(0.01)
+        async with self.processes:
+            await trio.sleep(self.decision_s)
         if self.trouble:
             raise self.trouble
         return window

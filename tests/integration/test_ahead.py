@@ -79,6 +79,7 @@ def test_listing_keeps_all_processes_busy_to_the_end_of_the_folder(tmp_path: Pat
     async def scenario() -> None:
         async with walking(tmp_path, processes=3) as shown:
             begun = trio.current_time()
+            shown.presenter.seen(EXAM)
             for entry in shown.entries():
                 await stat(shown, entry)
             assert not unknown(shown)
@@ -95,6 +96,7 @@ def test_listing_from_the_end_is_rendered_ahead_of_too(tmp_path: Path, writer: I
     async def scenario() -> None:
         async with walking(tmp_path, processes=2) as shown:
             begun = trio.current_time()
+            shown.presenter.seen(EXAM)
             for entry in reversed(shown.entries()):
                 await stat(shown, entry)
             assert not unknown(shown)
@@ -103,6 +105,27 @@ def test_listing_from_the_end_is_rendered_ahead_of_too(tmp_path: Path, writer: I
             order = interactive(shown)[50:]
             assert all(before > after - 10 for before, after in pairwise(order))
             assert trio.current_time() - begun == pytest.approx(300 / 2 * PICTURE_S)
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_pools_of_a_folder_are_decided_at_once(tmp_path: Path, writer: Index, *, apart: bool) -> None:
+    """A pool for each slice, whether its phases come one after the other or slice by slice."""
+    for number in range(1, 81):
+        take(tmp_path, writer, number, pool=f"p{number % 8 if apart else (number - 1) // 10}")
+
+    async def scenario() -> None:
+        async with walking(tmp_path, processes=4) as shown:
+            shown.painters.decision_s = 0.5
+            begun = trio.current_time()
+            shown.presenter.seen(EXAM)
+            for entry in shown.entries():
+                await stat(shown, entry)
+            assert shown.painters.decided == 8
+            assert shown.painters.rendered == 80
+            work_s = 8 * 0.5 + 80 * PICTURE_S
+            assert trio.current_time() - begun == pytest.approx(work_s / 4, rel=0.1)
 
     run(scenario)
 
@@ -138,13 +161,19 @@ def test_who_goes_away_is_not_rendered_ahead_of(tmp_path: Path, writer: Index) -
         async with walking(tmp_path, processes=1) as shown:
             await stat(shown, shown.entries()[0])
             await trio.sleep(ahead.GONE_S + 1)
+            assert len(interactive(shown)) == 1  # one picture that somebody opens is no listing
+            for entry in shown.entries()[1:3]:
+                await stat(shown, entry)
+            await trio.sleep(ahead.GONE_S + 1)
             done = len(interactive(shown))
-            assert 1 < done < 1500
+            assert 3 < done < 1500
             await trio.sleep(20)
             assert len(interactive(shown)) == done
             # He comes back.
-            await stat(shown, unknown(shown)[-1])
-            assert len(interactive(shown)) > done
+            for entry in unknown(shown)[-2:]:
+                await stat(shown, entry)
+            await trio.sleep(ahead.GONE_S + 1)
+            assert len(interactive(shown)) > done + 2
 
     run(scenario)
 
@@ -155,7 +184,8 @@ def test_who_goes_on_among_known_files_is_still_there(tmp_path: Path, writer: In
     async def scenario() -> None:
         async with walking(tmp_path, processes=1) as shown:
             first = shown.entries()[0]
-            await stat(shown, first)
+            for entry in shown.entries()[:2]:
+                await stat(shown, entry)
             while unknown(shown):
                 shown.presenter.seen(EXAM)
                 await stat(shown, first)
@@ -171,12 +201,13 @@ def test_folders_that_are_walked_are_bounded(
     monkeypatch.setattr(ahead, "MOST_WALKS", 3)
     for number in range(10):
         of = {"study_uid": f"2.25.22{number}", "series_uid": f"2.25.33{number}"}
-        take(tmp_path, writer, *range(10 * number + 1, 10 * number + 3), pool="", **of)
+        take(tmp_path, writer, *range(10 * number + 1, 10 * number + 4), pool="", **of)
 
     async def scenario() -> None:
         async with showing(tmp_path, warm=True, follow=False) as shown:
-            for exam in range(1, 21, 2):
-                await stat(shown, shown.entries(Inode(Kind.EXAM, exam, "jpg"))[0])
+            for exam in range(1, 31, 3):
+                for entry in shown.entries(Inode(Kind.EXAM, exam, "jpg"))[:2]:
+                    await stat(shown, entry)
             made = shown.presenter._ahead
             assert made is not None
             assert len(made._walks) == 3
@@ -227,6 +258,31 @@ def test_everything_is_warmed_the_newest_first(tmp_path: Path, writer: Index) ->
             await trio.sleep(10)
             assert shown.painters.jobs[100:] == [(101, True)]
             assert shown.presenter._cache.statistics().items == 1
+
+    run(scenario)
+
+
+def test_warming_stands_back_while_somebody_waits(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, pool="", **OTHER, frames=500)
+    take(tmp_path, writer, 2, pool="", frames=1000)
+
+    async def scenario() -> None:
+        async with (
+            showing(tmp_path, warm=True, processes=2, follow=False) as shown,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(shown.presenter.follow, _nobody)
+            before = 0
+            for number, entry in enumerate(shown.entries()[:300]):
+                assert await shown.presenter.contents(entry.inode)
+                background = sum(background for _, background in shown.painters.jobs)
+                if not number:
+                    before = background
+            waited_s = 300 * PICTURE_S
+            assert background - before <= waited_s / ahead.STARVED_S + 2
+            await trio.sleep(60)
+            assert not unknown(shown)
+            nursery.cancel_scope.cancel()
 
     run(scenario)
 

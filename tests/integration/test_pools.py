@@ -246,7 +246,7 @@ def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, w
             take(tmp_path, writer, *range(1, 11), pool="")
             await trio.sleep(2)
             assert shown.painters.rendered == 10
-            assert shown.painters.most == 3
+            assert shown.painters.most == 2  # one process is left to people
             assert None not in [entry.size for entry in shown.entries()]
             take(tmp_path, writer, *range(11, 21))  # a pool, that is decided when all of it is there
             await trio.sleep(3 * QUIET_S)
