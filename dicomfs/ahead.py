@@ -264,10 +264,11 @@ class Ahead:
             await trio.lowlevel.checkpoint()
 
     def _next_wanted(self) -> list[Inode]:
-        """A file, or some, of the folder whose turn it is. None: look again. Raises StoreUnavailable."""
+        """A file, or some, of the folder whose turn it is; none: look again. Raises StoreUnavailable."""
         while self._walks:
             folder, walk = next(iter(self._walks.items()))
-            if walk.done or (not walk.waiting and walk.asked + GONE_S < trio.current_time()):
+            is_gone = not walk.waiting and walk.asked + GONE_S < trio.current_time()
+            if is_gone or (walk.done and not walk.found):
                 del self._walks[folder]
                 continue
             self._walks.move_to_end(folder)
@@ -284,7 +285,7 @@ class Ahead:
                     return self._some(walk.found)
                 del walk.found[place]
                 return [inode]
-        if not walk.done and len(walk.found) < _FAR:
+        if not walk.again and len(walk.found) < _FAR:
             self._look_on(walk)
             return []
         return self._some(walk.found)
