@@ -41,7 +41,8 @@ class Pools:
         self._index = index
         self._renditions = renditions
         self._quiet_s = quiet_s
-        self._decisions: Cache[tuple[str, str, int], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
+        self._decisions: Cache[tuple[str, str, int, bool], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
+        """By what is decided, and whether as background work: whoever waits must not wait behind that."""
         self._deciding: set[tuple[str, str, int]] = set()
         self._growing: dict[str, float] = {}
         """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
@@ -56,7 +57,9 @@ class Pools:
         if not picture.pool:
             return None
         case = _case(picture)
-        decision = await self._decisions.get(case, lambda: self._decide(*case, background=background))
+        decision = await self._decisions.get(
+            (*case, background), lambda: self._decide(*case, background=background)
+        )
         return decision.window
 
     def is_deciding(self, picture: Picture) -> bool:

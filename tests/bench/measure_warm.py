@@ -7,13 +7,13 @@ processors, of which one is never given background work, and with one alone.
 
 import shutil
 import statistics
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from dicomfs.renditions import RENDITIONS_NAME
 from tests.bench.images import write_ct
-from tests.bench.measure_browse import _run
 from tests.bench.table import Line, Result, Scale
 from tests.support import command_line, mounted, require_fuse, running
 
@@ -32,7 +32,8 @@ def measure(scale: Scale, scratch: Path) -> Result:
         write_ct(scratch / "images" / "opened" / str(number), 1)
     write_ct(scratch / "images" / "warmed", scale.pictures)
     for exam in ("opened", "warmed"):
-        _run(command_line("import", "--quiet", "--store", store, scratch / "images" / exam))
+        argv = command_line("import", "--quiet", "--store", store, scratch / "images" / exam)
+        subprocess.run(argv, check=True, capture_output=True, timeout=600)
     shutil.rmtree(scratch / "images")
     lines, notes = [], []
     for case, options in (("one process each", ""), ("one process", ",workers=1")):

@@ -7,7 +7,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -25,13 +26,14 @@ from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.fuse import Door
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
-from dicomfs.model import Duplicates, Receipt, Stored
+from dicomfs.model import Duplicates, PoolWindow, Receipt, Source, Stored
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
 from dicomfs.tree import Entry, Inode
+from dicomfs.workers import Workers
 from tests.made import add, data_set, encoded, header, save
-from tests.presenting import EXAM, QUIET_S, Shown, run, showing, take, window
+from tests.presenting import EXAM, QUIET_S, Painters, Shown, run, showing, take, window
 from tests.smb import client
 from tests.support import (
     ROOT,
@@ -67,6 +69,30 @@ def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) ->
             assert shown.painters.decided == 1
             assert shown.painters.rendered == 20
             assert len(shown.painters.seen) == 20
+
+    run(scenario)
+
+
+def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2)
+
+    class Busy(Painters):
+        async def decide_pool(
+            self, members: Sequence[Source], policy: str = "auto", *, background: bool = False
+        ) -> PoolWindow:
+            if background:
+                await trio.sleep_forever()
+            return await super().decide_pool(members, policy)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
+            shown.presenter.render_with(cast(Workers, Busy(window(100.0))))
+            first, second = shown.entries()
+            nursery.start_soon(partial(shown.presenter.contents, first.inode, background=True))
+            await trio.sleep(1)
+            with trio.fail_after(60):
+                assert await shown.presenter.contents(second.inode)
+            nursery.cancel_scope.cancel()
 
     run(scenario)
 
