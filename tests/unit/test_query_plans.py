@@ -25,6 +25,7 @@ from dicomfs.renditions import Decision, Key, Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
+from dicomfs.tree import Inode, Kind
 from tests.made import add, header, tree, walk
 
 GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
@@ -145,6 +146,10 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
             index.arrivals(0, 100)
             index.data_version()
             shown.pool_sources("1:p", 4)
+            shown.listing_back(Inode(Kind.EXAM, 1, "jpg"), 2**62, 4)
+            shown.files_of(1)
+            index.pool_span("1:p")
+            index.instances_before(9, 1)
     assert len(ran) > 20
     scanning = {
         statement
