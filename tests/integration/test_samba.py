@@ -97,7 +97,7 @@ def test_a_long_listing_comes_in_several_replies(share: Share) -> None:
     for name in names:
         (folder / name).touch()
     with client(share.prepared.port, share.prepared.share_name) as smb:
-        # What a name takes at least: 104 bytes (MS-FSCC 2.4.17) and two for each character.
+        # With sizes, as smbclient asks for them, a name takes 104 bytes and two for each character.
         assert smb.tree.session.connection.max_transact_size < len(names) * (104 + 2 * len(names[0]))
         assert smb.names("long") == sorted(names)
     listed = smbclient(share.prepared.port, "cd long; ls").stdout
