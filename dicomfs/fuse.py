@@ -17,7 +17,8 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -55,24 +56,26 @@ ERRNO: Final[dict[type[Exception], int]] = {
 log = logging.getLogger(__name__)
 
 
-def answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def answered(
+    handler: Callable[Concatenate["Door", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Door", P], Coroutine[Any, Any, T]]:
     """Let a handler raise our own errors: each becomes the errno of the table. Counts what is asked."""
 
+    asks = handler.__name__
+
     @functools.wraps(handler)
-    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        door = args[0]
-        if isinstance(door, Door):
-            door.asked[handler.__name__] += 1
+    async def wrapped(door: "Door", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        door.asked[asks] += 1
         try:
-            return await handler(*args, **kwargs)
+            return await handler(door, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:  # an exception that got out of here would end the mount
             for kind, number in ERRNO.items():
                 if isinstance(error, kind):
-                    log.warning("%s: %s", handler.__name__, error)
+                    log.warning("%s: %s", asks, error)
                     raise pyfuse3.FUSEError(number) from error
-            log.exception("a bug in %s", handler.__name__)
+            log.exception("a bug in %s", asks)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return wrapped
@@ -91,8 +94,18 @@ class _Listing:
 class _Handle:
     """An open file: bytes that were rendered, or a descriptor of the stored ones."""
 
-    data: memoryview | None
+    data: bytes | None
     fd: int = -1
+
+
+def _open_whole(path: Path, size: int) -> int:
+    """A descriptor of a stored file. Raises OSError, also when it has not that many bytes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    found = os.fstat(fd).st_size
+    if found != size:
+        os.close(fd)
+        raise OSError(errno.EIO, f"{path.name} has {found} bytes and should have {size}")
+    return fd
 
 
 class Door(pyfuse3.Operations):
@@ -104,7 +117,7 @@ class Door(pyfuse3.Operations):
         super().__init__()
         self._presenter = presenter
         self._publisher = publisher
-        publisher.stale = self.drop_fetched
+        publisher.stale = self.drop_remembered
         self._tree = presenter.tree
         self._uid = uid
         self._gid = gid
@@ -232,27 +245,24 @@ class Door(pyfuse3.Operations):
         """Render if need be; the handle keeps these bytes until it is closed."""
         if flags & _WRITING:
             raise pyfuse3.FUSEError(errno.EROFS)
-        parts = self._inode(inode)
-        if parts.format == STORED:
-            handle = self._open_stored(parts)
+        data = self._presenter.at_hand(inode)
+        if data is not None:
+            handle = _Handle(data)
+        elif (parts := self._inode(inode)).format == STORED:
+            handle = await self._open_stored(parts)
         else:
             data = await self._contents(parts)
             if data is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
-            handle = _Handle(memoryview(data))
+            handle = _Handle(data)
         return pyfuse3.FileInfo(fh=self._register(handle), keep_cache=True)
 
-    def _open_stored(self, inode: Inode) -> "_Handle":
+    async def _open_stored(self, inode: Inode) -> "_Handle":
         stored = self._tree.stored_file(inode)
         if stored is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
-        path, size = stored
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(fd).st_size
-        if found != size:
-            os.close(fd)
-            raise OSError(errno.EIO, f"{path.name} has {found} bytes and should have {size}")
-        return _Handle(None, fd)
+        # In a thread: the folder may have to come from a disk that takes its time.
+        return _Handle(None, await trio.to_thread.run_sync(_open_whole, *stored))
 
     async def _contents(self, inode: Inode) -> bytes | None:
         try:
@@ -269,8 +279,10 @@ class Door(pyfuse3.Operations):
         """Bytes of an open file. Never waits for a render."""
         handle = self._handles[fh]
         assert isinstance(handle, _Handle)  # noqa: S101  as in readdir
-        if handle.data is not None:
-            return handle.data[off : off + size].tobytes()
+        data = handle.data
+        if data is not None:
+            # pyfuse3 takes any buffer, and hands it to the kernel without another copy.
+            return data if not off and size >= len(data) else cast(bytes, memoryview(data)[off : off + size])
         buffer = bytearray(size)
         try:
             count = os.preadv(handle.fd, [buffer], off, os.RWF_NOWAIT)
@@ -281,7 +293,7 @@ class Door(pyfuse3.Operations):
             count += await trio.to_thread.run_sync(
                 os.preadv, handle.fd, [memoryview(buffer)[count:]], off + count
             )
-        return bytes(memoryview(buffer)[:count])
+        return cast(bytes, memoryview(buffer)[:count])
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close an open file."""
@@ -289,14 +301,20 @@ class Door(pyfuse3.Operations):
         if isinstance(handle, _Handle) and handle.fd >= 0:
             os.close(handle.fd)
 
+    # There is nothing to write. The kernel takes ENOSYS for "never ask again", and lets the call succeed:
+    # so `close` need not wait for us.
+
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Nothing to flush: `close` succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Nothing to write: succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Nothing to write: succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Nothing to forget: inodes are arithmetic."""
@@ -430,8 +448,13 @@ class Door(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         return self._attributes(entry)
 
-    def drop_fetched(self) -> None:
-        """What listings under way have fetched and not yet handed out names old inodes: fetch it anew."""
+    def drop_remembered(self) -> None:
+        """Names are about to change or to go: ask the index again.
+
+        What listings under way have fetched and not yet handed out names old inodes, and what was opened
+        before may be gone.
+        """
+        self._presenter.forget_opened()
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
                 handle.waiting = iter(())

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import Final
 
 import trio
 
@@ -22,6 +23,8 @@ from dicomfs.pools import QUIET_S, Pools
 from dicomfs.renditions import Key, Renditions
 from dicomfs.tree import Inode, Picture, Tree
 from dicomfs.workers import Rendered, Workers
+
+_OPENED_KEPT: Final = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ class Presenter:
         self._renditions = renditions
         self._workers = workers
         self._cache = cache
+        self._opened: dict[int, Key] = {}
+        """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
         self._pools = Pools(tree, index, renditions, workers, quiet_s=quiet_s)
         self._ahead = (
             Ahead(tree, index, renditions, self._pools, self._render_ahead, processes=processes)
@@ -76,6 +81,19 @@ class Presenter:
 
     # On demand
 
+    def at_hand(self, number: int) -> bytes | None:
+        """Bytes of a rendered file, by the number of its inode, that was opened before and is in memory.
+
+        Asks no database, so that opening a file again costs next to nothing. Whoever learns that names
+        change or go calls `forget_opened`.
+        """
+        key = self._opened.get(number)
+        return None if key is None else self._cache.peek(key)
+
+    def forget_opened(self) -> None:
+        """Files that were opened before may have gone, or show something else: see `at_hand`."""
+        self._opened.clear()
+
     async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
 
@@ -89,6 +107,12 @@ class Presenter:
         # Asked before the render: what was announced then is what the caller may have been told.
         announced = self._renditions.size(picture.key)
         data = self._cache.peek(picture.key)
+        if data is not None and len(data) == announced:
+            # Nothing was awaited since the index was asked: what goes after that is still to be told.
+            if len(self._opened) >= _OPENED_KEPT:
+                del self._opened[next(iter(self._opened))]
+            self._opened[inode.number] = picture.key
+            return data
         if data is None:
             window = await self._pools.window(picture, background=background)
             # It may wait in the queue of those rendered ahead.
