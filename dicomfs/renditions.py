@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -29,7 +29,6 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
-    cast,
     create_engine,
     event,
     exc,
@@ -43,6 +42,7 @@ from sqlalchemy.dialects.sqlite import insert
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
 from dicomfs.model import PoolWindow
+from dicomfs.statement import Statement
 
 RENDITIONS_NAME: Final = "renditions.sqlite3"
 """Its name in the store."""
@@ -114,19 +114,24 @@ class Decision:
     window: PoolWindow
 
 
-_ONE = select(sizes.c.size, sizes.c.failure).where(
-    sizes.c.recipe == bindparam("recipe"),
-    sizes.c.original == bindparam("original"),
-    sizes.c.frame == bindparam("frame"),
-    sizes.c.version == bindparam("version"),
+_ONE = Statement(
+    select(sizes.c.size, sizes.c.failure).where(
+        sizes.c.recipe == bindparam("recipe"),
+        sizes.c.original == bindparam("original"),
+        sizes.c.frame == bindparam("frame"),
+        sizes.c.version == bindparam("version"),
+    )
 )
-_SIZES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.size).where(
+_OF_FRAMES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.size).where(
     sizes.c.recipe == bindparam("recipe"),
-    sizes.c.original.in_(bindparam("originals", expanding=True)),
     sizes.c.frame.between(bindparam("first"), bindparam("last")),
 )
-_VERSION = select(func.max(pools.c.version)).where(
-    pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
+_SIZES = _OF_FRAMES.where(sizes.c.original.in_(bindparam("originals", expanding=True)))
+_SIZES_OF_ONE = Statement(_OF_FRAMES.where(sizes.c.original == bindparam("original")))
+_VERSION = Statement(
+    select(func.max(pools.c.version).label("latest")).where(
+        pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
+    )
 )
 _VERSIONS = (
     select(pools.c.pool, func.max(pools.c.version))
@@ -245,6 +250,16 @@ class Renditions:
         self._connection.close()
         self._connection.engine.dispose()
 
+    def _first(self, statement: Statement, **values: Any) -> Any:
+        """The first row; for what the kernel waits for."""
+        with _translated():
+            return statement.first(self._driver, **values)
+
+    @property
+    def _driver(self) -> sqlite3.Connection:
+        driver: Any = self._connection.connection.dbapi_connection
+        return cast(sqlite3.Connection, driver)
+
     def _all(self, statement: Any, values: Any) -> list[Any]:
         with _translated():
             try:
@@ -257,8 +272,10 @@ class Renditions:
         """Bytes of this rendition, or None when it was never rendered."""
         if key in self._unrecorded:
             return self._unrecorded[key][0]
-        rows = self._all(_ONE, asdict(key))
-        return int(rows[0].size) if rows else None
+        row = self._first(
+            _ONE, recipe=key.recipe, original=key.original, frame=key.frame, version=key.version
+        )
+        return int(row.size) if row else None
 
     def sizes(
         self, recipe: str, originals: Sequence[int], frames: tuple[int, int]
@@ -267,8 +284,13 @@ class Renditions:
         if not originals:
             return {}
         first, last = frames
-        values = {"recipe": recipe, "originals": list(originals), "first": first, "last": last}
-        found = {(row.original, row.frame, row.version): row.size for row in self._all(_SIZES, values)}
+        of = {"recipe": recipe, "first": first, "last": last}
+        if len(originals) == 1:
+            with _translated():
+                rows = _SIZES_OF_ONE.all(self._driver, original=originals[0], **of)
+        else:
+            rows = self._all(_SIZES, {"originals": list(originals), **of})
+        found = {(row.original, row.frame, row.version): row.size for row in rows}
         if self._unrecorded:
             wanted = set(originals)
             for key, (size, _) in self._unrecorded.items():
@@ -329,8 +351,8 @@ class Renditions:
         """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
         if key in self._unrecorded:
             return self._unrecorded[key][1]
-        rows = self._all(_ONE, asdict(key))
-        return str(rows[0].failure) if rows else ""
+        row = self._first(_ONE, **asdict(key))
+        return str(row.failure) if row else ""
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:
         """(original, frame, reason) of frames that cannot be displayed."""
@@ -338,12 +360,15 @@ class Renditions:
 
     def version(self, pool: str, policy: str) -> int:
         """The latest version decided for a pool; 0 when none is."""
-        return int(self._all(_VERSION, {"pool": pool, "policy": policy})[0][0] or 0)
+        return int(self._first(_VERSION, pool=pool, policy=policy).latest or 0)
 
     def versions(self, pools_wanted: Sequence[str], policy: str) -> dict[str, int]:
         """The latest version decided for each of these pools; undecided ones are missing."""
         if not pools_wanted:
             return {}
+        if len(pools_wanted) == 1:
+            latest = self.version(pools_wanted[0], policy)
+            return {pools_wanted[0]: latest} if latest else {}
         rows = self._all(_VERSIONS, {"pools": list(pools_wanted), "policy": policy})
         return {row[0]: int(row[1]) for row in rows}
 
@@ -389,7 +414,7 @@ class Renditions:
     def note_followed(self, policy: str, sequence: int) -> None:
         """See `followed`: what came in later, or while no mount ran, is looked at by the next mount."""
         statement = insert(about).values(key=f"followed {policy}", value=str(sequence))
-        later = cast(about.c.value, Integer) < sequence
+        later = about.c.value.cast(Integer) < sequence
         self._all(statement.on_conflict_do_update(["key"], set_={"value": str(sequence)}, where=later), {})
 
     def unwarmed(self, view: str) -> str | None:
@@ -455,3 +480,5 @@ def _translated() -> Iterator[None]:
         yield
     except exc.DBAPIError as error:
         raise StoreUnavailable(f"the renditions file cannot be used now: {error.orig}") from error
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the renditions file cannot be used now: {error}") from error
