@@ -24,6 +24,7 @@ from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
 from dicomfs.present import Presenter
 from dicomfs.publish import Publisher
+from dicomfs.stalls import StallMeter
 from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -184,9 +185,12 @@ async def _session(
             f"cannot mount on {mountpoint}: {error}; is fuse3 installed, and may this user mount there?"
         ) from error
 
+    stalls = StallMeter()
+    trio.lowlevel.add_instrument(stalls)
+
     def statistics() -> str:
         asked = ", ".join(f"{name} {number}" for name, number in sorted(door.asked.items()))
-        return f"requests: {asked or 'none'}; {presenter.statistics()}"
+        return f"requests: {asked or 'none'}; {presenter.statistics()}; event loop: {stalls.statistics()}"
 
     # Only a clean end unmounts: after a crash an error is better than a folder that looks empty.
     clean = False

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import IntEnum
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -103,6 +104,7 @@ class Inode:
         return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
 
     @classmethod
+    @lru_cache(maxsize=4096)  # the same folders are asked about again and again
     def of(cls, number: int) -> "Inode | None":
         """The parts of a number; None when it cannot be one of ours."""
         if number == 1:

@@ -26,6 +26,7 @@ ORDER = (
         "lengths",
         "worker",
         "workerprocess",
+        "turns",
         "workers",
         "cache",
         "gate",
@@ -34,11 +35,15 @@ ORDER = (
         "spans",
         "ahead",
         "follow",
+        "stepping",
+        "prefetch",
         "present",
         "view",
         "offline",
         "explain",
         "publish",
+        "stalls",
+        "callers",
         "fuse",
         "mount",
     ),
@@ -73,6 +78,7 @@ PRESENT = {
     "protocol",
     "lengths",
     "worker",
+    "turns",
     "workers",
     "cache",
     "gate",
@@ -80,11 +86,15 @@ PRESENT = {
     "pools",
     "ahead",
     "follow",
+    "stepping",
+    "prefetch",
     "present",
     "view",
     "offline",
     "explain",
     "publish",
+    "stalls",
+    "callers",
     "fuse",
     "mount",
 }
@@ -116,7 +126,7 @@ HOME = {
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
-    | {"publish", "fuse", "mount"},
+    | {"publish", "fuse", "mount", "stalls", "callers", "prefetch"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
