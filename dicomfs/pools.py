@@ -85,7 +85,7 @@ class Pools:
         if not sources:
             raise RenderFailed("no original of its pool can be found in the archive")
         try:
-            window = await self.workers.decide_pool(sources, policy, background=background)
+            window = await self.workers.decide_pool(sources, policy, background=background, asker=pool)
         except NotDisplayable as error:
             window = PoolWindow(None, None, str(error))
         return window, through

@@ -117,7 +117,9 @@ class Presenter:
             window = await self._pools.window(picture, background=background)
             # It may wait in the queue of those rendered ahead.
             joining = (
-                None if background else partial(self._workers.hurry, picture.source, picture.recipe, window)
+                None
+                if background
+                else partial(self._workers.hurry, picture.source, picture.recipe, window, asker=picture.exam)
             )
             data = await self._cache.get(
                 picture.key,
@@ -208,7 +210,7 @@ class Presenter:
         if self._ahead is not None and not background:
             self._ahead.rendering()
         rendered: Rendered = await self._workers.render(
-            picture.source, picture.recipe, window, background=background
+            picture.source, picture.recipe, window, background=background, asker=picture.exam
         )
         if self._renditions.size(picture.key) != len(rendered.data):
             self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")

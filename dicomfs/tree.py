@@ -190,6 +190,8 @@ class Picture:
     """Whose decision it needs; empty: nobody's."""
     policy: str
     """Which kind of decision (`recipes.pool_policy`)."""
+    exam: int
+    """The folder it is in; those who wait for renders of different folders take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,7 +591,8 @@ class Tree:
         frame = max(inode.frame - 1, 0)
         key = Key(view.digest, row.original, frame, inode.version)
         source = Source(self._archive.path(row.hash, row.original), frame)
-        return Picture(key, source, view.recipe, row.pool if view.policy else "", view.policy)
+        pool = row.pool if view.policy else ""
+        return Picture(key, source, view.recipe, pool, view.policy, row.exam)
 
     def is_uncompressed(self, inode: Inode) -> bool:
         """Whether a file is of a format whose length can be told from the header of its image."""

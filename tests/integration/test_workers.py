@@ -491,6 +491,30 @@ def test_interactive_before_background_and_fifo_within(command: tuple[str, ...],
     run(main)
 
 
+def test_those_who_ask_take_turns(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Three pictures of one folder wait; one of another folder is not the last."""
+
+    async def main() -> None:
+        order: list[str] = []
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers, trio.open_nursery() as nursery:
+
+            async def ask(name: str, folder: int) -> None:
+                await workers.render(source(f"echo={name}"), RECIPE, None, asker=folder)
+                order.append(name)
+
+            nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            await until(gate.somebody_waits)
+            for number, (name, folder) in enumerate([("a1", 1), ("a2", 1), ("a3", 1), ("b1", 2)]):
+                nursery.start_soon(ask, name, folder)
+                await until(lambda number=number: workers.statistics().waiting == number + 1)  # type: ignore[misc]
+            gate.open()
+            await until(lambda: len(order) == 4)
+        assert order == ["a1", "b1", "a2", "a3"]
+
+    run(main)
+
+
 def test_hurried_background_job_goes_before_background(command: tuple[str, ...], tmp_path: Path) -> None:
     async def main() -> None:
         order: list[str] = []
