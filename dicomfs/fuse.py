@@ -266,7 +266,7 @@ class Door(pyfuse3.Operations):
 
     async def _contents(self, inode: Inode) -> bytes | None:
         try:
-            return await self._presenter.contents(inode)
+            return await self._presenter.contents(inode, opening=True)
         except RenderFailed:
             # Its size may have been announced anew: the kernel must not go on believing the old one.
             # Attributes only: to drop pages, the kernel would wait for reads that wait for us.

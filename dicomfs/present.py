@@ -20,6 +20,7 @@ from dicomfs.follow import Changed, Follower
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow
 from dicomfs.pools import QUIET_S, Pools
+from dicomfs.prefetch import Prefetch
 from dicomfs.renditions import Key, Renditions
 from dicomfs.tree import Inode, Picture, Tree
 from dicomfs.workers import Rendered, Workers
@@ -58,6 +59,16 @@ class Presenter:
             if warm
             else None
         )
+        self._prefetch = (
+            Prefetch(
+                tree,
+                lambda key: cache.peek(key) is not None,
+                lambda inode: self.contents(inode, background=True),
+                tasks=max(1, processes - 1),
+            )
+            if warm
+            else None
+        )
         self._follower = Follower(tree, index, renditions, self._pools, self._ahead)
 
     def render_with(self, workers: Workers) -> None:
@@ -78,6 +89,8 @@ class Presenter:
             nursery.start_soon(self._follower.settle, changed)
             if self._ahead is not None:
                 nursery.start_soon(self._ahead.run)
+            if self._prefetch is not None:
+                nursery.start_soon(self._prefetch.run)
 
     # On demand
 
@@ -94,8 +107,12 @@ class Presenter:
         """Files that were opened before may have gone, or show something else: see `at_hand`."""
         self._opened.clear()
 
-    async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
+    async def contents(
+        self, inode: Inode, *, background: bool = False, opening: bool = False
+    ) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
+
+        `opening`: somebody looks at it, and may go on to the next of its series.
 
         Raises RenderFailed or StoreUnavailable when it cannot be had now. Their number is the size that
         was announced, or this raises RenderFailed and announces the new one.
@@ -107,6 +124,8 @@ class Presenter:
         # Asked before the render: what was announced then is what the caller may have been told.
         announced = self._renditions.size(picture.key)
         data = self._cache.peek(picture.key)
+        if opening and self._prefetch is not None:
+            self._prefetch.opened(picture, was_kept=data is not None)
         if data is not None and len(data) == announced:
             # Nothing was awaited since the index was asked: what goes after that is still to be told.
             if len(self._opened) >= _OPENED_KEPT:
@@ -119,7 +138,9 @@ class Presenter:
             joining = (
                 None
                 if background
-                else partial(self._workers.hurry, picture.source, picture.recipe, window, asker=picture.exam)
+                else partial(
+                    self._workers.hurry, picture.source, picture.recipe, window, asker=picture.folder
+                )
             )
             data = await self._cache.get(
                 picture.key,
@@ -210,7 +231,7 @@ class Presenter:
         if self._ahead is not None and not background:
             self._ahead.rendering()
         rendered: Rendered = await self._workers.render(
-            picture.source, picture.recipe, window, background=background, asker=picture.exam
+            picture.source, picture.recipe, window, background=background, asker=picture.folder
         )
         if self._renditions.size(picture.key) != len(rendered.data):
             self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")

@@ -190,8 +190,9 @@ class Picture:
     """Whose decision it needs; empty: nobody's."""
     policy: str
     """Which kind of decision (`recipes.pool_policy`)."""
-    exam: int
-    """The folder it is in; those who wait for renders of different folders take turns."""
+    folder: Inode
+    """Those who wait for pictures of different folders take turns."""
+    name: FileName
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,8 +459,7 @@ class Tree:
         return numbers if row.id < mark.sequence else numbers[: max(mark.frame + 1 - numbers.start, 0)]
 
     def _file_name(self, row: ImageRow, frame: int, view: _View) -> str:
-        parts = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
-        return file_name(parts, self._spelling.pad)
+        return file_name(_parts(row, frame, view), self._spelling.pad)
 
     def _file_entries(
         self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
@@ -592,7 +592,13 @@ class Tree:
         key = Key(view.digest, row.original, frame, inode.version)
         source = Source(self._archive.path(row.hash, row.original), frame)
         pool = row.pool if view.policy else ""
-        return Picture(key, source, view.recipe, pool, view.policy, row.exam)
+        folder, name = Inode(Kind.EXAM, row.exam, view.key), _parts(row, inode.frame, view)
+        return Picture(key, source, view.recipe, pool, view.policy, folder, name)
+
+    def beside(self, folder: Inode, name: FileName) -> Inode | None:
+        """The file that bears this name in a folder, if it is shown."""
+        entry = self.lookup(folder, file_name(name, self._spelling.pad))
+        return entry.inode if entry is not None else None
 
     def is_uncompressed(self, inode: Inode) -> bool:
         """Whether a file is of a format whose length can be told from the header of its image."""
@@ -777,6 +783,11 @@ class Tree:
             entry = self.entry(holder)
             if entry is not None and not self._holds_such(exam, present):
                 yield self._top(view), entry.name
+
+
+def _parts(row: ImageRow, frame: int, view: _View) -> FileName:
+    """What the name of a file is made of."""
+    return FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
 
 
 def _date(inode: Inode) -> str:
