@@ -23,6 +23,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 import pyfuse3
 import trio
 
+from dicomfs.callers import Callers
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
 from dicomfs.present import Presenter
 from dicomfs.publish import Act, Publisher, Step
@@ -126,6 +127,7 @@ class Door(pyfuse3.Operations):
         self._file_mode = stat.S_IFREG | (0o444 & ~umask)
         self.asked: Counter[str] = Counter()
         """Requests so far, by handler; for the log."""
+        self.callers = Callers()
         self._handles: dict[int, _Handle | _Listing] = {}
         self._last_handle = 0
 
@@ -189,13 +191,19 @@ class Door(pyfuse3.Operations):
         if entry is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
         if entry.size is None:
-            size = await self._presenter.size(parts)
+            size = await self._wanted(ctx, self._presenter.size(parts))
             if size is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             entry = replace(entry, size=size)
         else:
             self._presenter.seen(parts)
         return self._attributes(entry)
+
+    async def _wanted(self, ctx: pyfuse3.RequestContext, answer: Coroutine[Any, Any, T]) -> T:
+        """What somebody waits for; EINTR, and no further work, once he has been killed."""
+        with self.callers.waiting(ctx.pid):
+            return await answer
+        raise pyfuse3.FUSEError(errno.EINTR)
 
     # Folders
 
@@ -251,7 +259,7 @@ class Door(pyfuse3.Operations):
         elif (parts := self._inode(inode)).format == STORED:
             handle = await self._open_stored(parts)
         else:
-            data = await self._contents(parts)
+            data = await self._wanted(ctx, self._contents(parts))
             if data is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             handle = _Handle(data)

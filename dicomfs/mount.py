@@ -199,6 +199,7 @@ async def _session(
             nursery.start_soon(_obey_signals, publisher, statistics)
             nursery.start_soon(presenter.follow, publisher.changed)
             nursery.start_soon(publisher.follow)
+            nursery.start_soon(door.callers.watch)
             ready()
             log.info("mounted on %s", mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)

@@ -125,13 +125,8 @@ HOME = {
     "rich": {"cli"},
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
-<<<<<<< HEAD
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
     | {"publish", "fuse", "mount", "stalls", "callers", "prefetch"},
-=======
-    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"}
-    | {"stalls", "prefetch"},
->>>>>>> c8b326b (Stepping through a series: the next pictures are rendered before they are opened)
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
