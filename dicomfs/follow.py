@@ -60,7 +60,7 @@ class Follower:
                 if now_version != version:
                     await self._take_arrivals(changed)
                     version = now_version
-                self._note_followed()
+                await self._note_followed()
                 await self._tell_what_left(changed)
                 complaining = False
             except StoreUnavailable as error:
@@ -69,7 +69,7 @@ class Follower:
                 complaining = True
             if self._ahead is not None:
                 self._ahead.note()
-            self._renditions.record()
+            await self._write_down()
             await trio.sleep(POLL_S)
 
     async def _take_arrivals(self, changed: Changed) -> None:
@@ -103,13 +103,21 @@ class Follower:
         # Nothing was ever decided: there is nothing to go back for.
         return started
 
-    def _note_followed(self) -> None:
+    async def _write_down(self) -> None:
+        """Sizes and notes that have come together, in a thread: the disk may take its time."""
+        batch = self._renditions.unwritten()
+        if batch is not None:
+            is_done = await trio.to_thread.run_sync(self._renditions.write, batch)
+            self._renditions.written(batch, is_done=is_done)
+
+    async def _note_followed(self) -> None:
         """Everything up to the cursor is settled: the next mount need not look at it again."""
         if self._pools.any_growing or self._settling or self._cursor is None or self._cursor == self._noted:
             return
+        cursor = self._cursor
         for policy in self._tree.policies:
-            self._renditions.note_followed(policy, self._cursor)
-        self._noted = self._cursor
+            await trio.to_thread.run_sync(self._renditions.note_followed, policy, cursor)
+        self._noted = cursor
 
     async def _tell_what_left(self, changed: Changed) -> None:
         """A day has passed: what is too old for this mount's `since` must not go on being remembered."""

@@ -5,6 +5,7 @@ read back, so that all mounts agree. Renders nothing and tells nobody what has c
 and `follow.py`, which call it, on one trio thread.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
@@ -12,7 +13,7 @@ import trio
 from dicomfs.cache import Cache
 from dicomfs.errors import NotDisplayable, RenderFailed
 from dicomfs.index import Index
-from dicomfs.model import PoolWindow
+from dicomfs.model import PoolWindow, Source
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.tree import LAST_VERSION, Picture, Tree
 from dicomfs.workers import Workers
@@ -73,15 +74,19 @@ class Pools:
             self._deciding.add((pool, policy, version))
             try:
                 window, through = await self._judge(pool, policy, background=background)
+                decision = await self._record(pool, policy, Decision(version, through, window))
             finally:
                 self._deciding.discard((pool, policy, version))
-            decision = self._renditions.decide(pool, policy, Decision(version, through, window))
         return decision
+
+    async def _record(self, pool: str, policy: str, decision: Decision) -> Decision:
+        """What is on record then. In a thread, since the disk may take its time."""
+        return await trio.to_thread.run_sync(self._renditions.decide, pool, policy, decision)
 
     async def _judge(self, pool: str, policy: str, *, background: bool) -> tuple[PoolWindow, int]:
         through, sources = self._tree.pool_sources(pool, POOL_SAMPLE)
         # An original that is lost must not take the others' pictures with it.
-        sources = [source for source in sources if source.path.exists()]
+        sources = await trio.to_thread.run_sync(_present, sources)
         if not sources:
             raise RenderFailed("no original of its pool can be found in the archive")
         try:
@@ -131,9 +136,9 @@ class Pools:
             if recorded is not None and recorded.through < self._index.pool_through(pool):
                 window, through = await self._judge(pool, policy, background=True)
                 if (window.low, window.high) == (recorded.window.low, recorded.window.high):
-                    self._renditions.extend(pool, policy, latest, through)
+                    await trio.to_thread.run_sync(self._renditions.extend, pool, policy, latest, through)
                 elif latest < LAST_VERSION:
-                    self._renditions.decide(pool, policy, Decision(latest + 1, through, window))
+                    await self._record(pool, policy, Decision(latest + 1, through, window))
             # Another mount may have decided it first: what this kernel remembers is old all the same.
             changed = changed or self._renditions.version(pool, policy) > 1
         return changed
@@ -142,3 +147,8 @@ class Pools:
 def _case(picture: Picture) -> tuple[str, str, int]:
     """What is decided once: pool, policy, version."""
     return picture.pool, picture.policy, picture.key.version
+
+
+def _present(sources: Sequence[Source]) -> list[Source]:
+    """Those whose files are there."""
+    return [source for source in sources if source.path.exists()]

@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,6 +58,10 @@ AT_ONCE: Final = 256
 """Sizes that are written in one transaction."""
 RETRY_S: Final = 5.0
 """Between two tries to write sizes to a file that could not be written."""
+
+_SYNCHRONOUS: Final = "PRAGMA synchronous = NORMAL"
+"""Not FULL: losing the last rows in a power cut only means rendering once more."""
+_VERY_MANY: Final = 64 * AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -138,20 +143,41 @@ _VERSIONS = (
     .where(pools.c.pool.in_(bindparam("pools", expanding=True)), pools.c.policy == bindparam("policy"))
     .group_by(pools.c.pool)
 )
-_DECISION = select(pools.c.version, pools.c.through, pools.c.window).where(
-    pools.c.pool == bindparam("pool"),
-    pools.c.policy == bindparam("policy"),
-    pools.c.version == bindparam("version"),
+_DECISION = Statement(
+    select(pools.c.version, pools.c.through, pools.c.window).where(
+        pools.c.pool == bindparam("pool"),
+        pools.c.policy == bindparam("policy"),
+        pools.c.version == bindparam("version"),
+    )
 )
 
 
-_ANNOUNCE = insert(sizes)
-_ANNOUNCE = _ANNOUNCE.on_conflict_do_update(
-    index_elements=sizes.primary_key,
-    set_={"size": _ANNOUNCE.excluded.size, "failure": _ANNOUNCE.excluded.failure},
+_NEW_SIZE = insert(sizes)
+_ANNOUNCE = Statement(
+    _NEW_SIZE.on_conflict_do_update(
+        index_elements=sizes.primary_key,
+        set_={"size": _NEW_SIZE.excluded.size, "failure": _NEW_SIZE.excluded.failure},
+    )
 )
-_NOTE = insert(about)
-_NOTE = _NOTE.on_conflict_do_update(["key"], set_={"value": _NOTE.excluded.value})
+_NEW_NOTE = insert(about)
+_NOTE = Statement(_NEW_NOTE.on_conflict_do_update(["key"], set_={"value": _NEW_NOTE.excluded.value}))
+_NOTE_LATER = Statement(
+    _NEW_NOTE.on_conflict_do_update(
+        ["key"],
+        set_={"value": _NEW_NOTE.excluded.value},
+        where=about.c.value.cast(Integer) < _NEW_NOTE.excluded.value.cast(Integer),
+    )
+)
+_DECIDE = Statement(insert(pools).on_conflict_do_nothing())
+_EXTEND = Statement(
+    pools.update()
+    .where(
+        pools.c.pool == bindparam("of_pool"),
+        pools.c.policy == bindparam("of_policy"),
+        pools.c.version == bindparam("of_version"),
+    )
+    .values(through=func.max(pools.c.through, bindparam("at_least")))
+)
 
 # A literal and no parameter, so that SQLite can tell that the partial index has all of them.
 _FAILURES = (
@@ -163,8 +189,22 @@ _FAILURES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes."""
+
+    sizes: Mapping[Key, tuple[int, str]]
+    """Size and failure."""
+    notes: Mapping[str, str]
+    """Of `about`."""
+
+
 class Renditions:
-    """One connection to the renditions file; use it from one thread at a time."""
+    """Two connections to the renditions file: what writes may wait for the disk, and nobody waits for that.
+
+    `write`, `decide`, `extend` and `note_followed` may be called in another thread; everything else belongs
+    to one.
+    """
 
     def __init__(self, path: Path, store_id: str) -> None:
         """Open or make the file; one that is damaged, of another store or version is made anew.
@@ -179,6 +219,8 @@ class Renditions:
         """When writing sizes may be tried again, by the monotonic clock; in the past when all is well."""
         self._first_decisions: dict[tuple[str, str], Decision] = {}
         self._connection = self._open(path)
+        self._writer: sqlite3.Connection | None = None
+        self._writing = threading.Lock()
         try:
             with _translated():
                 usable = self._usable(store_id)
@@ -192,6 +234,14 @@ class Renditions:
             with _translated():
                 self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
                 self._connection.rollback()
+                self._writer = sqlite3.connect(
+                    f"file:{quote(str(path))}?mode=rw",
+                    uri=True,
+                    timeout=BUSY_TIMEOUT_S,
+                    check_same_thread=False,
+                    isolation_level=None,
+                )
+                self._writer.execute(_SYNCHRONOUS)
         except BaseException:
             self.close()
             raise
@@ -225,8 +275,7 @@ class Renditions:
         """Make the tables if need be; False when the file is another store's or version's."""
         connection = self._connection
         switch_to_wal(connection)
-        # Not FULL: losing the last rows in a power cut only means rendering once more.
-        connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+        connection.exec_driver_sql(_SYNCHRONOUS)
         facts = {"schema_version": str(SCHEMA_VERSION), "store_id": store_id}
         # Locked from the first look on: another mount may be starting at the same moment.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -247,6 +296,9 @@ class Renditions:
         while self._unrecorded or self._notes:
             if not self.record():
                 break
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         self._connection.close()
         self._connection.engine.dispose()
 
@@ -301,51 +353,65 @@ class Renditions:
     def announce(self, key: Key, size: int, failure: str) -> None:
         """Record what a render gave, replacing what was announced before.
 
-        Written by `record`, for which the caller sees to it; at once when there are many, or when it is a
-        failure, which an administrator may be looking for.
+        Written by `record` or `write`, for which the caller sees to it; at once only when nobody does.
         """
         _keep(self._unrecorded, key, (size, failure))
-        if failure or len(self._unrecorded) >= AT_ONCE:
+        if len(self._unrecorded) >= _VERY_MANY:
             self.record()
 
     def record(self) -> bool:
-        """Write some of what was announced, and when that is all, what was noted; one transaction.
+        """Write a batch here and now; False when the file cannot be written. See `unwritten`."""
+        batch = self.unwritten()
+        if batch is None:
+            return not (self._unrecorded or self._notes)
+        return self.written(batch, is_done=self.write(batch))
 
-        False when the file cannot be written (disk full): then all is kept in memory and tried again
-        later, for a picture must not be lost for want of room to note its length.
+    def unwritten(self) -> Batch | None:
+        """Some of what was announced, and when that is all, what was noted; None when there is nothing.
+
+        None also for some seconds after the file could not be written (disk full): all is kept in memory
+        meanwhile, for a picture must not be lost for want of room to note its length.
         """
-        if not (self._unrecorded or self._notes):
-            return True
-        if time.monotonic() < self._next_try:
-            return False
+        if not (self._unrecorded or self._notes) or time.monotonic() < self._next_try:
+            return None
         some = dict(islice(self._unrecorded.items(), AT_ONCE))
-        notes = self._notes if len(some) == len(self._unrecorded) else {}
+        return Batch(some, dict(self._notes) if len(some) == len(self._unrecorded) else {})
+
+    def write(self, batch: Batch) -> bool:
+        """Write in one transaction; False when the file cannot be written. May be called in a thread."""
         try:
-            self._write(some, notes)
+            with self._transaction() as driver:
+                for key, (size, failure) in batch.sizes.items():
+                    _ANNOUNCE.run(driver, **asdict(key), size=size, failure=failure)
+                for name, text in batch.notes.items():
+                    _NOTE.run(driver, key=name, value=text)
         except StoreUnavailable as error:
             if self._next_try == -math.inf:
                 log.warning("sizes are kept in memory only: %s", error)
-            self._next_try = time.monotonic() + RETRY_S
             return False
-        self._next_try = -math.inf
-        for key in some:
-            del self._unrecorded[key]
-        notes.clear()
         return True
 
-    def _write(self, some: Mapping[Key, tuple[int, str]], notes: Mapping[str, str]) -> None:
-        rows = [{**asdict(key), "size": size, "failure": failure} for key, (size, failure) in some.items()]
-        with _translated():
+    def written(self, batch: Batch, *, is_done: bool) -> bool:
+        """Take note of how `write` ended; returns that."""
+        self._next_try = -math.inf if is_done else time.monotonic() + RETRY_S
+        if is_done:
+            _drop(self._unrecorded, batch.sizes)
+            _drop(self._notes, batch.notes)
+        return is_done
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of the connection that writes; one at a time. Raises StoreUnavailable."""
+        with _translated(), self._writing:
+            if self._writer is None:
+                raise StoreUnavailable("the renditions file is closed")
             try:
-                self._connection.exec_driver_sql("BEGIN IMMEDIATE")
-                if rows:
-                    self._connection.execute(_ANNOUNCE, rows)
-                if notes:
-                    named = [{"key": key, "value": value} for key, value in notes.items()]
-                    self._connection.execute(_NOTE, named)
-                self._connection.exec_driver_sql("COMMIT")
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                self._writer.execute("COMMIT")
             finally:
-                self._connection.rollback()
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
 
     def failure(self, key: Key) -> str:
         """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
@@ -374,10 +440,10 @@ class Renditions:
 
     def decision(self, pool: str, policy: str, version: int) -> Decision | None:
         """What was decided as this version."""
-        rows = self._all(_DECISION, {"pool": pool, "policy": policy, "version": version})
-        if not rows:
+        row = self._first(_DECISION, pool=pool, policy=policy, version=version)
+        if row is None:
             return self._first_decisions.get((pool, policy)) if version == 1 else None
-        return Decision(rows[0].version, rows[0].through, PoolWindow(**json.loads(rows[0].window)))
+        return Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
 
     def decide(self, pool: str, policy: str, decision: Decision) -> Decision:
         """Record a decision unless this version exists; returns the one that is on record.
@@ -385,16 +451,11 @@ class Renditions:
         When the file cannot be written (disk full), a first decision is kept in memory, for the same
         reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
         """
-        statement = insert(pools).values(
-            pool=pool,
-            policy=policy,
-            version=decision.version,
-            through=decision.through,
-            window=json.dumps(asdict(decision.window)),
-            decided=int(time.time()),
-        )
+        row = {"pool": pool, "policy": policy, "version": decision.version, "through": decision.through}
+        window, now = json.dumps(asdict(decision.window)), int(time.time())
         try:
-            self._all(statement.on_conflict_do_nothing(), {})
+            with self._transaction() as driver:
+                _DECIDE.run(driver, **row, window=window, decided=now)
         except StoreUnavailable as error:
             if decision.version != 1:
                 raise
@@ -413,9 +474,8 @@ class Renditions:
 
     def note_followed(self, policy: str, sequence: int) -> None:
         """See `followed`: what came in later, or while no mount ran, is looked at by the next mount."""
-        statement = insert(about).values(key=f"followed {policy}", value=str(sequence))
-        later = about.c.value.cast(Integer) < sequence
-        self._all(statement.on_conflict_do_update(["key"], set_={"value": str(sequence)}, where=later), {})
+        with self._transaction() as driver:
+            _NOTE_LATER.run(driver, key=f"followed {policy}", value=str(sequence))
 
     def unwarmed(self, view: str) -> str | None:
         """What `note_unwarmed` was told of a view; None: nothing."""
@@ -428,10 +488,8 @@ class Renditions:
 
     def extend(self, pool: str, policy: str, version: int, through: int) -> None:
         """Note that a decision still holds for members up to `through`."""
-        statement = pools.update().where(
-            pools.c.pool == pool, pools.c.policy == policy, pools.c.version == version
-        )
-        self._all(statement.values(through=func.max(pools.c.through, through)), {})
+        with self._transaction() as driver:
+            _EXTEND.run(driver, of_pool=pool, of_policy=policy, of_version=version, at_least=through)
 
 
 def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int, str]]:
@@ -464,6 +522,13 @@ def _keep(kept: dict[K, V], key: K, value: V) -> None:
     if key not in kept and len(kept) >= UNRECORDED:
         del kept[next(iter(kept))]
     kept[key] = value
+
+
+def _drop(kept: dict[K, V], written: Mapping[K, V]) -> None:
+    """Take out what was written, but for what has changed meanwhile."""
+    for key, value in written.items():
+        if kept.get(key) == value:
+            del kept[key]
 
 
 def _remove(path: Path) -> None:

@@ -1,12 +1,13 @@
 """The presenting side in-process, on a clock that jumps, with workers that are quick and countable."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -19,6 +20,8 @@ from dicomfs.renditions import Renditions
 from dicomfs.tree import Entry, Inode, Kind
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, header, listed, tree
+
+T = TypeVar("T")
 
 QUIET_S = 5.0
 PICTURE_S = 0.01
@@ -54,6 +57,7 @@ class Painters:
         policy: str = "auto",  # noqa: ARG002  as Workers
         *,
         background: bool = False,  # noqa: ARG002  as Workers
+        asker: Hashable = None,  # noqa: ARG002  as Workers
     ) -> PoolWindow:
         self.decided += 1
         self.seen = list(members)
@@ -71,6 +75,7 @@ class Painters:
         window: PoolWindow | None,
         *,
         background: bool = False,
+        asker: Hashable = None,  # noqa: ARG002  as Workers
     ) -> Rendered:
         self.rendered += 1
         self.jobs.append((int(source.path.stem.rpartition("-")[2]), background))
@@ -97,7 +102,9 @@ class Painters:
             raise self.trouble
         return [self.length] * len(members)
 
-    def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
+    def hurry(
+        self, source: Source, recipe: Recipe, window: PoolWindow | None, *, asker: Hashable = None
+    ) -> None:
         pass
 
 
@@ -173,4 +180,12 @@ async def showing(
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+    with pytest.MonkeyPatch.context() as patch:
+        # The clock would jump ahead while a thread works.
+        patch.setattr(trio.to_thread, "run_sync", _here_and_now)
+        trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+async def _here_and_now(work: Callable[..., T], *arguments: object, **_: object) -> T:
+    await trio.lowlevel.checkpoint()
+    return work(*arguments)

@@ -4,6 +4,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,8 @@ def decision(version: int, low: float, through: int = 5) -> Decision:
 
 
 def fill_up(renditions: Renditions) -> None:
-    renditions._connection.exec_driver_sql(FULL_PAGES)
-    renditions._connection.rollback()
+    assert renditions._writer is not None
+    renditions._writer.execute(FULL_PAGES)
 
 
 def test_sizes(renditions: Renditions) -> None:
@@ -47,6 +48,7 @@ def test_sizes(renditions: Renditions) -> None:
     assert renditions.sizes("digest", [3, 4], (0, 7)) == {(3, 0, 1): 10, (3, 7, 1): 20}
     assert renditions.sizes("digest", [3, 4], (1, 7)) == {(3, 7, 1): 20}
     assert renditions.sizes("digest", [], (0, 7)) == {}
+    assert renditions.record()
     assert renditions.failures(10) == [(3, 7, "damaged")]
     renditions.announce(KEY, 11, "")
     assert renditions.size(KEY) == 11
@@ -160,11 +162,11 @@ def test_many_mounts_may_start_at_once(path: Path) -> None:
 def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) -> None:
     second = Renditions(path, "store")
     keys = [Key("digest", number, 0, 1) for number in range(AT_ONCE)]
-    for key in keys[:-1]:
+    for key in keys:
         renditions.announce(key, 10, "")
         assert renditions.size(key) == 10
     assert second.sizes("digest", range(AT_ONCE), (0, 0)) == {}  # what a crash would lose now
-    renditions.announce(keys[-1], 10, "")
+    assert renditions.record()
     assert set(second.sizes("digest", range(AT_ONCE), (0, 0))) == {(key.original, 0, 1) for key in keys}
     renditions.announce(KEY, 11, "")
     assert renditions.sizes("digest", [3], (0, 0)) == {(3, 0, 1): 11}
@@ -174,9 +176,34 @@ def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) ->
     second.close()
 
 
-def test_failures_are_there_at_once(path: Path, renditions: Renditions) -> None:
-    renditions.announce(KEY, 10, "damaged")
-    assert failures_noted(path, "store", 10) == [(3, 0, "damaged")]
+def test_what_nobody_writes_down_is_bounded(path: Path, renditions: Renditions) -> None:
+    """Who renders to files follows nothing, and closes at the end."""
+    for number in range(65 * AT_ONCE):
+        renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
+    assert len(renditions._unrecorded) <= 64 * AT_ONCE
+    assert failures_noted(path, "store", 10) == [(0, 0, "damaged")]
+
+
+def test_readers_go_on_while_a_batch_is_written_in_a_thread(path: Path, renditions: Renditions) -> None:
+    """Another process holds the lock of those who write: nobody who reads waits for it."""
+    renditions.announce(KEY, 10, "")
+    batch = renditions.unwritten()
+    assert batch is not None
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("BEGIN IMMEDIATE")
+        writing = threads.submit(renditions.write, batch)
+        assert renditions.size(Key("digest", 77, 0, 1)) is None
+        assert renditions.size(KEY) == 10
+        renditions.announce(KEY, 11, "")
+        assert not writing.done()
+        other.execute("COMMIT")
+        assert writing.result()
+    assert renditions.written(batch, is_done=True)
+    # What was announced anew meanwhile is still to be written.
+    assert renditions.size(KEY) == 11
+    assert renditions.record()
+    with closing(Renditions(path, "store")) as second:
+        assert second.size(KEY) == 11
 
 
 def test_what_is_still_to_be_warmed_is_never_written_before_sizes(path: Path, renditions: Renditions) -> None:
@@ -203,7 +230,8 @@ def test_sizes_that_could_not_be_written_are_written_later(
         renditions.announce(Key("digest " + "x" * 200, number, 0, 1), 10, "")
     renditions.note_unwarmed("jpg", "1-7")
     assert not renditions.record()
-    renditions._connection.exec_driver_sql("PRAGMA max_page_count = 100000")
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA max_page_count = 100000")
     assert not renditions.record()  # not tried so soon again
     renditions._next_try = 0.0
     assert renditions.record()
