@@ -332,7 +332,7 @@ class Door(pyfuse3.Operations):
     @answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Size of the disk that holds the originals; nothing of it is free to write here."""
-        disk = self._tree.disk()
+        disk = await trio.to_thread.run_sync(self._tree.disk)
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = disk.f_frsize
         data.f_blocks, data.f_bfree, data.f_bavail = disk.f_blocks, disk.f_bfree, 0
