@@ -225,7 +225,7 @@ def test_every_operation_through_a_process(command: tuple[str, ...]) -> None:
             assert never == Rendered(b"NOTICE jpg: no decoder for J2K", "no decoder for J2K")
             with pytest.raises(NotDisplayable, match="no decoder"):
                 await workers.decide_pool([source("never")])
-            assert workers.statistics().done == 6
+            assert workers.statistics().done == 7
             assert workers.statistics().processes == 1
 
     run(main)
