@@ -312,6 +312,7 @@ class Door(pyfuse3.Operations):
     # There is nothing to write. The kernel takes ENOSYS for "never ask again", and lets the call succeed:
     # so `close` need not wait for us.
 
+    @answered
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Nothing to flush: `close` succeeds."""
         raise pyfuse3.FUSEError(errno.ENOSYS)

@@ -114,6 +114,15 @@ def mount(store: Path, options: str) -> Iterator[Mount]:
         yield Mount(it, point)
 
 
+@pytest.fixture(scope="module")
+def it(filled: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """A mount that renders nothing ahead, with one render process; each test has pictures of its own."""
+    store = Path(shutil.copytree(filled, tmp_path_factory.mktemp("shared") / "store"))
+    with mount(store, "workers=1,warm=off") as shared:
+        shared.path(IMAGES).read_bytes()  # decides the window of all
+        yield shared
+
+
 @contextmanager
 def readers(paths: Sequence[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
     """A process for each path that writes what it reads to a pipe; none is left behind."""
@@ -131,55 +140,49 @@ def _reader(cat: str, path: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_readers_of_one_picture_share_one_render(store: Path) -> None:
-    with mount(store, "workers=1,warm=off") as it:
-        it.path(IMAGES).read_bytes()
-        before, joined = it.done, it.figure(JOINED)
-        with ExitStack() as stack:
-            with it.stopped_workers():
-                processes = stack.enter_context(readers([it.path(1)] * 8))
-                wait_until(lambda: it.figure(JOINED) == joined + 7, "one that renders and seven that wait")
-                assert it.done == before
-            told = [process.communicate()[0] for process in processes]
-        assert len(set(told)) == 1
-        assert told[0]
-        assert it.done == before + 1
+def test_readers_of_one_picture_share_one_render(it: Mount) -> None:
+    before, joined = it.done, it.figure(JOINED)
+    with ExitStack() as stack:
+        with it.stopped_workers():
+            processes = stack.enter_context(readers([it.path(1)] * 8))
+            wait_until(lambda: it.figure(JOINED) == joined + 7, "one that renders and seven that wait")
+            assert it.done == before
+        told = [process.communicate()[0] for process in processes]
+    assert len(set(told)) == 1
+    assert told[0]
+    assert it.done == before + 1
 
 
-def test_who_is_killed_is_let_go_and_his_picture_is_not_rendered(store: Path) -> None:
-    with mount(store, "workers=1,warm=off") as it:
-        it.path(IMAGES).read_bytes()
-        before = it.done
-        with ExitStack() as stack:
-            with it.stopped_workers():
-                first, other = stack.enter_context(readers([it.path(1), it.path(2)]))
-                wait_until(lambda: it.figure(WAITING) == 1, "one that is rendered and one that waits")
-                (killed,) = stack.enter_context(readers([it.path(3)]))
-                wait_until(lambda: it.figure(WAITING) == 2, "a third one")
-                killed.kill()
-                assert killed.wait(20) == -signal.SIGKILL  # although no render can end
-                assert it.figure(WAITING) == 1
-            assert first.communicate()[0]
-            assert other.communicate()[0]
-        assert it.done == before + 2
-        # It was nobody else's loss: the next one who asks has it rendered.
-        assert it.path(3).read_bytes()
-        assert it.done == before + 3
+def test_who_is_killed_is_let_go_and_his_picture_is_not_rendered(it: Mount) -> None:
+    before = it.done
+    with ExitStack() as stack:
+        with it.stopped_workers():
+            first, other = stack.enter_context(readers([it.path(2), it.path(3)]))
+            wait_until(lambda: it.figure(WAITING) == 1, "one that is rendered and one that waits")
+            (killed,) = stack.enter_context(readers([it.path(4)]))
+            wait_until(lambda: it.figure(WAITING) == 2, "a third one")
+            killed.kill()
+            assert killed.wait(20) == -signal.SIGKILL  # although no render can end
+            assert it.figure(WAITING) == 1
+        assert first.communicate()[0]
+        assert other.communicate()[0]
+    assert it.done == before + 2
+    # It was nobody else's loss: the next one who asks has it rendered.
+    assert it.path(4).read_bytes()
+    assert it.done == before + 3
 
 
-def test_one_of_two_readers_is_killed_and_the_other_gets_the_picture(store: Path) -> None:
-    with mount(store, "workers=1,warm=off") as it:
-        it.path(IMAGES).read_bytes()
-        joined = it.figure(JOINED)
-        with ExitStack() as stack:
-            with it.stopped_workers():
-                (killed,) = stack.enter_context(readers([it.path(1)]))
-                wait_until(lambda: it.figure(RUNNING) == 1, "the first one's render")
-                (other,) = stack.enter_context(readers([it.path(1)]))
-                wait_until(lambda: it.figure(JOINED) == joined + 1, "the second one")
-                killed.terminate()
-                assert killed.wait(20) == -signal.SIGTERM
-            assert other.communicate()[0] == it.path(1).read_bytes()
+def test_one_of_two_readers_is_killed_and_the_other_gets_the_picture(it: Mount) -> None:
+    joined = it.figure(JOINED)
+    with ExitStack() as stack:
+        with it.stopped_workers():
+            (killed,) = stack.enter_context(readers([it.path(5)]))
+            wait_until(lambda: it.figure(RUNNING) == 1, "the first one's render")
+            (other,) = stack.enter_context(readers([it.path(5)]))
+            wait_until(lambda: it.figure(JOINED) == joined + 1, "the second one")
+            killed.terminate()
+            assert killed.wait(20) == -signal.SIGTERM
+        assert other.communicate()[0] == it.path(5).read_bytes()
 
 
 def test_the_next_pictures_of_a_series_are_ready_before_they_are_opened(store: Path) -> None:
@@ -196,16 +199,14 @@ def test_the_next_pictures_of_a_series_are_ready_before_they_are_opened(store: P
         wait_until(lambda: it.done == before + 10, "all to the first of the series")
 
 
-def test_opened_again_nothing_is_asked_of_anybody(store: Path) -> None:
+def test_opened_again_nothing_is_asked_of_anybody(it: Mount) -> None:
     """The kernel keeps names and pages: what is left is the open itself, and closing asks nothing."""
-    with mount(store, "workers=1,warm=off") as it:
-        first = it.path(1).read_bytes()
-        asked = {what: it.asked(what) for what in ("lookup", "read", "open")}
-        for _ in range(5):
-            assert it.path(1).read_bytes() == first
-        assert it.asked("open") == asked["open"] + 5
-        assert (it.asked("lookup"), it.asked("read")) == (asked["lookup"], asked["read"])
-        assert it.asked("flush") == 0
+    first = it.path(6).read_bytes()
+    asked = {what: it.asked(what) for what in ("open", "lookup", "read", "flush")}
+    for _ in range(5):
+        assert it.path(6).read_bytes() == first
+    assert {what: it.asked(what) for what in asked} == {**asked, "open": asked["open"] + 5}
+    assert asked["flush"] == 1  # of the very first close in this mount
 
 
 @pytest.mark.parametrize("live", ["on", "off"])
