@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,11 +78,16 @@ def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path
 
     class Busy(Painters):
         async def decide_pool(
-            self, members: Sequence[Source], policy: str = "auto", *, background: bool = False
+            self,
+            members: Sequence[Source],
+            policy: str = "auto",
+            *,
+            background: bool = False,
+            asker: Hashable = None,
         ) -> PoolWindow:
             if background:
                 await trio.sleep_forever()
-            return await super().decide_pool(members, policy)
+            return await super().decide_pool(members, policy, asker=asker)
 
     async def scenario() -> None:
         async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
