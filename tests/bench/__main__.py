@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.table import QUICK, Result, Scale, machine, markdown, plain, rows
+from tests.bench.table import MILLIONS, QUICK, Result, Scale, machine, markdown, plain, rows
 
 _PREFIX = "measure_"
 _PEERS = ("orthanc", "storescp", "dcmtk", "bindfs")
@@ -42,7 +42,7 @@ def main() -> None:
         help="where `scale` finds its indexes, and leaves those that it makes",
     )
     parser.add_argument(
-        "--millions", action="store_true", help="`scale` with 5 million instances too (2 GB, 10 minutes more)"
+        "--millions", action="store_true", help="`scale` with 5 million instances too (2 GB, minutes)"
     )
     parser.add_argument(
         "--save", type=Path, metavar="FILE.md", help="write machine, versions, table and commands there too"
@@ -58,7 +58,7 @@ def main() -> None:
         scale = replace(QUICK if options.quick else Scale(), without=without, shared=scratch)
         scale = replace(scale, populations=options.populations)
         if options.millions:
-            scale = replace(scale, instances=(*scale.instances, 5_000_000))
+            scale = replace(scale, instances=(*scale.instances, MILLIONS))
         about = dict(machine(scratch))
         started = time.monotonic()
         results = {name: _measure(name, scale, scratch / name) for name in options.names or names}

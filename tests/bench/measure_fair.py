@@ -32,8 +32,9 @@ def measure(scale: Scale, scratch: Path) -> Result:
     require("smbclient")
     each = max(scale.pictures // scale.exams, 2)
     days = [f"2024050{number}" for number in range(1, scale.exams + 1)]
-    exams: dict[str, Write] = {day: partial(write_ct, count=each, day=day) for day in days}
-    exams["browsed"] = partial(write_ct, count=scale.opened, day="20240510")
+    # The one that is browsed is the oldest: what a mount renders ahead by itself comes to it last.
+    exams: dict[str, Write] = {"browsed": partial(write_ct, count=scale.opened, day="20240510")}
+    exams |= {day: partial(write_ct, count=each, day=day) for day in days}
     exams["small"] = partial(write_ct, count=min(_SMALL_IMAGES, scale.opened), day="20240511")
     stage = staged(scratch, "fair", exams)
     copied = [f"{PATIENT}/2024-05-{day[-2:]}" for day in days]

@@ -11,11 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import pyfuse3
 
 from dicomfs import __version__
 from tests.support import find_tool
+
+
+MILLIONS: Final = 5_000_000
+"""Instances of an index that is made only if asked for: minutes, and 2 GB."""
 
 
 @dataclass(frozen=True, slots=True)

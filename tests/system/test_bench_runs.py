@@ -3,30 +3,65 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.support import ROOT, require, require_fuse
 
+NAMES = {path.stem.removeprefix("measure_") for path in (ROOT / "tests/bench").glob("measure_*.py")}
+
 
 @pytest.fixture(autouse=True)
 def _tools() -> None:
     require_fuse()
-    for tool in ("storescu", "storescp", "smbd", "smbclient"):
+    for tool in ("storescu", "storescp", "smbd", "smbclient", "dcmj2pnm"):
         require(tool)
 
 
-def test_quick_prints_a_ratio_for_every_peer_that_is_here() -> None:
-    argv = [sys.executable, "-m", "tests.bench", "--quick", "--without", "orthanc"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=200, cwd=ROOT)
+def bench(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "tests.bench", *map(str, words)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
+
+
+def cells(document: str) -> list[dict[str, str]]:
+    """Rows of the Markdown table, by heading."""
+    lines = [line.strip("|").split("|") for line in document.splitlines() if line.startswith("|")]
+    headings, _, *rows = ([cell.strip() for cell in line] for line in lines)
+    return [dict(zip(headings, row, strict=True)) for row in rows]
+
+
+def test_quick_prints_and_keeps_a_ratio_for_every_peer_that_is_here(tmp_path: Path) -> None:
+    kept = tmp_path / "RESULTS.md"
+    done = bench("--quick", "--without", "orthanc", "--without", "bindfs", "--save", kept)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("machine ")
-    lines = [re.split(r" {2,}", line) for line in done.stdout.splitlines()]
-    ratios = {(line[0], line[1]): line[-1] for line in lines if re.fullmatch(r"\d+\.\d\d", line[-1])}
-    assert {name for name, _ in ratios} == {"browse", "receive", "scale"}
-    assert all(float(ratio) > 0 for ratio in ratios.values())
-    assert re.search(r"walk over 500 files: .* the mount holds \d+ MB", done.stdout)
+    document = kept.read_text(encoding="utf-8")
+    assert set(re.findall(r"^### (\w+)$", document, re.MULTILINE)) == NAMES
+    assert "not measured" not in document
+    table = cells(document)
+    assert all(row["case"] in done.stdout for row in table)
+    here = [row for row in table if row["ratio"]]
+    assert all(float(row["ratio"]) > 0 for row in here)
+    assert {"copy", "fair", "listing", "open", "read", "receive", "scale"} <= {
+        row["benchmark"] for row in here
+    }
+    assert re.search(r"walk over 500 files: .* the mount holds \d+ MB", document)
     # A peer that is missing is named, and nothing is made up for it.
-    assert len([line for line in lines if line[-1] == "Orthanc, WebDAV PROPFIND: not here"]) == 4
-    missing = [line for line in lines if line[-1] == "Orthanc: not here"]
-    assert len(missing) == len([line for line in lines if "storescp" in line[3:4]]) > 0
+    absent = [row for row in table if row["against"].endswith("not here")]
+    assert all(not row["peer"] + row["ratio"] + row["goal is"] for row in absent)
+    assert {"Orthanc", "bindfs"} <= {re.split(r"\W", row["against"])[0] for row in absent}
+    # A goal is a number beside its figure, and what became of it.
+    goals = [row for row in table if row["goal"] and row not in absent]
+    assert goals
+    assert all(row["goal is"] in {"met", "met, stretch too", "missed"} for row in goals)
+    assert all(re.match(r"<= \d", row["goal"]) for row in goals)
+    # Not a matter of speed: names alone need no picture.
+    assert [row["dicomfs"] for row in table if row["case"].endswith(": renders")] == ["0"]
+
+
+def test_what_is_not_there_is_refused_by_its_name() -> None:
+    for words in (["nonsense"], ["read", "--without", "nonsense"]):
+        done = bench(*words)
+        assert done.returncode == 2
+        assert "nonsense" in done.stderr
