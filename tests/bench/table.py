@@ -18,7 +18,6 @@ import pyfuse3
 from dicomfs import __version__
 from tests.support import find_tool
 
-
 MILLIONS: Final = 5_000_000
 """Instances of an index that is made only if asked for: minutes, and 2 GB."""
 
