@@ -29,7 +29,7 @@ def measure(scale: Scale, scratch: Path) -> Result:
         cold = {state: _cold(stage, state, scale.rounds, (ours, theirs)) for state in (KNOWN, UNKNOWN)}
         with stage.mounted(KNOWN):
             ours()
-            warm = in_turn(2 * scale.rounds, {"ours": ours, "theirs": theirs}, lambda: None)
+            warm = in_turn(scale.rounds, {"ours": ours, "theirs": theirs}, lambda: None)
     copied = sum(cold[UNKNOWN][1]) / len(cold[UNKNOWN][1])
     made = {peer: [seconds + copied for seconds in taken] for peer, taken in _made(stage, scale, scratch)}
     many = f"{scale.pictures} pictures"
