@@ -4,6 +4,8 @@ Two private smbds of the same configuration; only the path differs. Before the c
 out of the kernel's memory, and the mount is a new one, whose memory is empty.
 """
 
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,59 +28,65 @@ def measure(scale: Scale, scratch: Path) -> Result:
         ours = partial(copy, virtual, scratch / "ours", scale.pictures)
         theirs = partial(copy, real, scratch / "theirs", scale.pictures)
         theirs()
-        cold = {state: _cold(stage, state, scale.rounds, (ours, theirs)) for state in (KNOWN, UNKNOWN)}
-        with stage.mounted(KNOWN):
-            ours()
-            warm = in_turn(scale.rounds, {"ours": ours, "theirs": theirs}, lambda: None)
-    copied = sum(cold[UNKNOWN][1]) / len(cold[UNKNOWN][1])
-    made = {peer: [seconds + copied for seconds in taken] for peer, taken in _made(stage, scale, scratch)}
+        work = {"ours": ours, "theirs": theirs}
+        unknown, _ = _copied(stage, UNKNOWN, scale.rounds, work, again=0)
+        known, warm = _copied(stage, KNOWN, scale.rounds, work, again=2)
+    copied = statistics.median(unknown["theirs"])
+    made = {peer: [seconds + copied] for peer, seconds in _made(stage, scale, scratch)}
     many = f"{scale.pictures} pictures"
-    unknown = f"copy, sizes not known, {many}"
+    case = f"copy, sizes not known, {many}"
     lines = [
         Line(f"copy again, {many}", warm["ours"], _FILES, warm["theirs"], 1.5, 1.2),
-        Line(f"copy, sizes known, {many}", cold[KNOWN][0], _FILES, cold[KNOWN][1], 2.0),
-        Line(unknown, cold[UNKNOWN][0], _FILES, cold[UNKNOWN][1]),
-        Line(unknown, cold[UNKNOWN][0], _DCMTK, made.get(_DCMTK, [])),
-        Line(unknown, cold[UNKNOWN][0], _ORTHANC, made.get(_ORTHANC, [])),
+        Line(f"copy, sizes known, {many}", known["ours"], _FILES, known["theirs"], 2.0),
+        Line(case, unknown["ours"], _FILES, unknown["theirs"]),
+        Line(case, unknown["ours"], _DCMTK, made.get(_DCMTK, [])),
+        Line(case, unknown["ours"], _ORTHANC, made.get(_ORTHANC, [])),
     ]
     commands = [
         f"smbclient --max-protocol=SMB3 -c 'prompt OFF; cd \"{FOLDER}\"; mget *'",
         f"ls *.dcm | xargs -P {CONNECTIONS} -I IMAGE dcmj2pnm +oj +Jq 90 +Wi 1 IMAGE IMAGE.jpg",
         f"GET /instances/IMAGE/rendered?quality=90 of Orthanc, {CONNECTIONS} connections that stay open",
     ]
-    return Result(
-        lines, commands, ["sizes (not) known: a new mount, nothing in memory, files on disk neither"]
-    )
+    notes = ["sizes known or not: a new mount with nothing in memory; nor are the files on disk in it"]
+    return Result(lines, commands, notes)
 
 
-Copies = tuple[partial[None], partial[None]]
+Seconds = dict[str, list[float]]
 
 
-def _cold(stage: Stage, state: str, rounds: int, work: Copies) -> tuple[list[float], list[float]]:
-    """Seconds of ours and of theirs, a new mount each time; who is first takes turns."""
-    ours, theirs = work
-    taken: tuple[list[float], list[float]] = ([], [])
+def _copied(
+    stage: Stage, state: str, rounds: int, work: Mapping[str, Callable[[], None]], *, again: int
+) -> tuple[Seconds, Seconds]:
+    """Cold, a new mount each time, and of each mount so many times again."""
+    cold: Seconds = {name: [] for name in work}
+    warm: Seconds = {name: [] for name in work}
+
+    def from_disk() -> None:
+        # While no mount is there: it would render ahead meanwhile.
+        forget(stage.real)
+        cold["theirs"].append(timed(work["theirs"]))
+
     for number in range(rounds):
+        if number % 2:
+            from_disk()
         with stage.mounted(state):
-            for which in (0, 1) if number % 2 else (1, 0):
-                forget(stage.real)
-                taken[which].append(timed((ours, theirs)[which]))
-    return taken
+            cold["ours"].append(timed(work["ours"]))
+            for name, seconds in in_turn(again, work, lambda: None).items():
+                warm[name] += seconds
+        if not number % 2:
+            from_disk()
+    return cold, warm
 
 
-def _made(stage: Stage, scale: Scale, scratch: Path) -> list[tuple[str, list[float]]]:
+def _made(stage: Stage, scale: Scale, scratch: Path) -> Iterator[tuple[str, float]]:
     """Seconds that other programs need to make all the pictures as files, once."""
     images = sorted((stage.images / "long").glob("*.dcm"))
-    made = []
     if find_tool("dcmj2pnm") and "dcmtk" not in scale.without:
         (scratch / "dcmtk").mkdir()
-        taken = timed(partial(_dcmj2pnm, images, scratch / "dcmtk"))
-        made.append((_DCMTK, [taken]))
+        yield _DCMTK, timed(partial(_dcmj2pnm, images, scratch / "dcmtk"))
     with orthanc(scratch / "orthanc", images, scale.without) as url:
         if url:
-            work = partial(write_rendered, url, instances(url), scratch / "rendered")
-            made.append((_ORTHANC, [timed(work)]))
-    return made
+            yield _ORTHANC, timed(partial(write_rendered, url, instances(url), scratch / "rendered"))
 
 
 def _dcmj2pnm(images: list[Path], target: Path) -> None:

@@ -43,6 +43,9 @@ def measure(scale: Scale, scratch: Path) -> Result:
             for _ in range(scale.rounds):
                 names(stage.point)
             lines.append(Figure(f"ls, sizes not known, {many}: renders", [mount.jobs() - before], "", 0))
+            for path in (stage.point / BESIDE).iterdir():
+                path.stat()
+        stage.keep(_SEEN)
         local = {
             "ours": lambda: long(stage.point),
             "theirs": lambda: long(stage.real),
@@ -53,7 +56,7 @@ def measure(scale: Scale, scratch: Path) -> Result:
             (f"ls -l, sizes known, {many}", local, 2.0),
             (f"smbclient ls, sizes known, {many}", smb, 1.3),
         ):
-            first, again = _listed(stage, scale.rounds, work)
+            first, again = _listed(stage, scale, work)
             lines.append(Line(f"{case}, first", first["ours"], _FILES, first["theirs"], goal))
             lines.append(Line(f"{case}, again", again["ours"], _FILES, again["theirs"], goal))
         lines += _unknown(stage, virtual, scale)
@@ -73,14 +76,14 @@ Work = Mapping[str, Callable[[], None]]
 Seconds = dict[str, list[float]]
 
 
-def _listed(stage: Stage, rounds: int, work: Work) -> tuple[Seconds, Seconds]:
+def _listed(stage: Stage, scale: Scale, work: Work) -> tuple[Seconds, Seconds]:
     """A new mount for each round of first ones; of it, the last one is listed again and again."""
     first: Seconds = {name: [] for name in work}
     again: Seconds = {name: [] for name in work}
-    for number in range(rounds):
+    for number in range(scale.rounds):
         with stage.mounted(KNOWN):
             for name in list(work)[:: -1 if number % 2 else 1]:
-                forget(stage.real, names=True)
+                forget(stage.real, names=scale.forgets_names)
                 first[name].append(timed(work[name]))
             for name, seconds in in_turn(2, work, lambda: None).items():
                 again[name] += seconds
@@ -103,44 +106,38 @@ def _check(found: int, wanted: int) -> None:
         raise RuntimeError(f"{found} of {wanted} were listed")
 
 
+_STEPS = (OPEN, LIST, LOOK_UP, LIST_HERE)
+
+
 def _unknown(stage: Stage, port: int, scale: Scale) -> list[Figure]:
     """Over SMB while every size has to be found out, and what somebody else notices of it."""
-    with stage.mounted(UNKNOWN, "warm=off"):
-        for path in (stage.point / BESIDE).iterdir():
-            path.stat()
-    if not (stage.folder / _SEEN).exists():
-        stage.keep(_SEEN)
     beside = [f"{BESIDE}/{path.name}" for path in sorted((stage.real / BESIDE).iterdir())]
-    steps = (OPEN, LIST, LOOK_UP, LIST_HERE)
     habits = Habits(beside, 0.02, port, again=True, listed=BESIDE, point=str(stage.point))
-    alone: Seconds = {step: [] for step in steps}
-    meanwhile: Seconds = {step: [] for step in steps}
+    seconds: dict[str, list[float]] = {step: [] for step in _STEPS}
     reply, whole = [], []
     for _ in range(scale.rounds):
-        with stage.mounted(KNOWN):
-            with browsing(habits) as person:
-                time.sleep(1)
-            for step in steps:
-                alone[step] += person.of(step)
         with stage.mounted(_SEEN):
             for name in beside:  # what somebody looks at is in memory
                 (stage.point / name).read_bytes()
             with browsing(habits) as person:
                 first, all_of_it = _paged(port, scale.pictures)
-            reply.append(first)
-            whole.append(all_of_it)
-            for step in steps:
-                meanwhile[step] += person.of(step)
+        reply.append(first)
+        whole.append(all_of_it)
+        for step in _STEPS:
+            seconds[step] += person.of(step)
     case = "SMB listing, sizes not known"
-    figures = [
+    return [
         Figure(f"{case}: first reply", reply, at_most=_FIRST_REPLY_S),
         Figure(f"{case}: all {scale.pictures} pictures", whole),
+        *(
+            Figure(
+                f"{step} in another folder meanwhile: p99",
+                [percentile(seconds[step], 99)],
+                at_most=_OTHERS_P99_S,
+            )
+            for step in _STEPS
+        ),
     ]
-    for step in steps:
-        for which, seconds, goal in (("", alone, None), (" meanwhile", meanwhile, _OTHERS_P99_S)):
-            name = f"{step} in another folder{which or ', nobody else there'}: p99"
-            figures.append(Figure(name, [percentile(seconds[step], 99)], at_most=goal))
-    return figures
 
 
 def _paged(port: int, wanted: int) -> tuple[float, float]:

@@ -115,7 +115,7 @@ class Stage:
 
     def keep(self, state: str) -> None:
         """What is known of sizes now is that state from now on; nothing is mounted."""
-        (self.folder / state).mkdir()
+        (self.folder / state).mkdir(exist_ok=True)
         for path in self.store.glob(f"{RENDITIONS_NAME}*"):
             shutil.copyfile(path, self.folder / state / path.name)
 
@@ -139,7 +139,8 @@ def staged(home: Path, name: str, exams: Mapping[str, Write]) -> Stage:
     stage.point.mkdir(parents=True)
     for exam, write in exams.items():
         write(stage.images / exam)
-        run(command_line("import", "--quiet", "--store", stage.store, stage.images / exam))
+    received = [stage.images / exam for exam in exams]
+    run(command_line("import", "--quiet", "--store", stage.store, *received))
     (stage.folder / UNKNOWN).mkdir()
     with stage.mounted(UNKNOWN):
         shutil.copytree(stage.point, stage.real)

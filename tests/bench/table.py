@@ -50,6 +50,8 @@ class Scale:
     """Pictures that are opened one by one, never seen before."""
     exams: int = 8
     """Folders that are copied at once, by a client each."""
+    forgets_names: bool = True
+    """Whether the kernel is made to forget the names of all its file systems, where it may be told to."""
     walked: int = 100_000
     """Files of a mount that are looked at."""
     without: frozenset[str] = frozenset()
@@ -69,6 +71,7 @@ QUICK = Scale(
     cold=3,
     opened=6,
     exams=2,
+    forgets_names=False,
     walked=500,
 )
 
