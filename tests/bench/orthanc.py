@@ -33,8 +33,8 @@ def orthanc(folder: Path, images: Sequence[Path], without: frozenset[str]) -> It
     (folder / "orthanc.json").write_text(json.dumps(configuration), encoding="utf-8")
     argv = [tool, str(folder / "orthanc.json")]
     ready = lambda: connects(port) and connects(web)  # noqa: E731  a def would say no more
-    with running(argv, folder / "log", ready, "Orthanc answers", seconds=60):
-        environment = {**os.environ, "TCP_NODELAY": "1"}
+    environment = {**os.environ, "TCP_NODELAY": "1"}
+    with running(argv, folder / "log", ready, "Orthanc answers", seconds=60, env=environment):
         sender = ["storescu", "-aec", "ORTHANC", LOCALHOST, str(port), *map(str, images)]
         subprocess.run(sender, check=True, timeout=600, env=environment, capture_output=True)
         yield f"http://{LOCALHOST}:{web}"

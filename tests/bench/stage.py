@@ -68,8 +68,8 @@ class Mount:
 
     def longest_stall(self) -> float | None:
         """Seconds for which its event loop did nothing else; None: it does not tell."""
-        found = re.search(r"\blongest_s=([\d.e-]+)", self.told())
-        return float(found[1]) if found else None
+        found = re.search(r"event loop: longest ([\d.]+) ms", self.told())
+        return float(found[1]) / 1000 if found else None
 
 
 @dataclass(frozen=True, slots=True)
