@@ -7,9 +7,13 @@ Nothing is asserted and nothing is kept, but for `--save`.
 import argparse
 import importlib
 import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -60,13 +64,19 @@ def main() -> None:
         if options.millions:
             scale = replace(scale, instances=(*scale.instances, MILLIONS))
         about = dict(machine(scratch))
-        started = time.monotonic()
-        results = {name: _measure(name, scale, scratch / name) for name in options.names or names}
-    about["took"] = f"{(time.monotonic() - started) / 60:.0f} minutes"
+        results: dict[str, Result] = {}
+        took: dict[str, float] = {}
+        for name in options.names or names:
+            started = time.monotonic()
+            results[name] = _measure(name, scale, scratch / name)
+            took[name] = time.monotonic() - started
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in took.items())
+    about["took"] = f"{sum(took.values()) / 60:.0f} minutes: {each}"
     about["command"] = shlex.join(["python", "-m", "tests.bench", *sys.argv[1:]])
     print("\n".join(_report(about, results)))
     if options.save:
         options.save.write_text("\n".join(_document(about, results)) + "\n", encoding="utf-8")
+    sys.exit(any(result.failed for result in results.values()))
 
 
 def _measure(name: str, scale: Scale, scratch: Path) -> Result:
@@ -76,7 +86,13 @@ def _measure(name: str, scale: Scale, scratch: Path) -> Result:
     try:
         return measure(scale, scratch)
     except pytest.skip.Exception as missing:  # what the helpers shared with the tests raise
-        return Result([], [f"not measured: {missing}"])
+        return Result([], [], [f"not measured: {missing}"])
+    except (RuntimeError, AssertionError, OSError, subprocess.SubprocessError) as error:
+        # What the others have taken minutes for is not lost.
+        traceback.print_exc()
+        return Result([], [], [f"failed: {error}"], failed=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 _LEGEND = (
@@ -89,6 +105,11 @@ def _rows(results: dict[str, Result]) -> list[tuple[str, ...]]:
     return [row for name, result in results.items() for row in rows(name, result.lines)]
 
 
+def _goals(body: list[tuple[str, ...]]) -> str:
+    met = Counter(row[-1].partition(",")[0] for row in body)
+    return f"Here {met['met']} are met, {met['missed']} are missed."
+
+
 def _report(about: dict[str, str], results: dict[str, Result]) -> Iterator[str]:
     """For a terminal."""
     yield from (f"{what:9} {answer}" for what, answer in about.items())
@@ -96,14 +117,17 @@ def _report(about: dict[str, str], results: dict[str, Result]) -> Iterator[str]:
         for number, command in enumerate(result.commands):
             yield f"{name if not number else '':9} {command}"
         yield from (f"{'':9} {note}" for note in result.notes)
-    yield from ("", plain(_rows(results)), "", _LEGEND)
+    body = _rows(results)
+    yield from ("", plain(body), "", _LEGEND, _goals(body))
 
 
 def _document(about: dict[str, str], results: dict[str, Result]) -> Iterator[str]:
     """The same as Markdown, to be kept."""
+    body = _rows(results)
     yield from ("# Results of one run of the benchmarks", "")
+    yield from ("`make bench SAVE=tests/bench/RESULTS.md` writes this file.", "")
     yield from (f"* {what}: {answer}" for what, answer in about.items())
-    yield from ("", markdown(_rows(results)), "", _LEGEND, "", "## What was timed")
+    yield from ("", markdown(body), "", f"{_LEGEND} {_goals(body)}", "", "## What was timed")
     for name, result in results.items():
         yield from ("", f"### {name}", "")
         yield from (f"    {command}" for command in result.commands)

@@ -110,6 +110,7 @@ class Result:
     commands: Sequence[str]
     """The commands that were timed, as one would type them."""
     notes: Sequence[str] = ()
+    failed: bool = False
 
 
 def in_turn(
