@@ -23,7 +23,7 @@ def _tools() -> None:
 
 def bench(*words: str | Path) -> "subprocess.CompletedProcess[str]":
     argv = [sys.executable, "-m", "tests.bench", *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=280, cwd=ROOT)
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=500, cwd=ROOT)
 
 
 def cells(document: str) -> list[dict[str, str]]:
