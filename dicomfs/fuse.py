@@ -42,6 +42,9 @@ _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
 STORE_ATTRIBUTE: Final = "user.dicomfs.store"
 """Extended attribute that says of which store a file is; not listed, since copies would take it along."""
+_NOT_SUPPORTED: Final = (b"system.", b"security.")
+"""Extended attributes (access control lists, labels) that no file has: `ls -l` does not ask for them again,
+and would, of every file, if only this one had none."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 # Whatever is not in this table is a bug: logged with its traceback, answered EIO.
@@ -348,6 +351,8 @@ class Door(pyfuse3.Operations):
         """Answers smbd's question for the stored spelling of a name, and ours for the store."""
         if name == STORE_ATTRIBUTE.encode():
             return self._presenter.index.store_id.encode()
+        if name.startswith(_NOT_SUPPORTED):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if not name.startswith(_REAL_NAME):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         try:

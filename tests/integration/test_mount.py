@@ -273,6 +273,15 @@ def test_statfs_and_folders(store: Store) -> None:
         assert os.listxattr(store.files()[0]) == []
 
 
+def test_who_asks_for_access_lists_of_one_file_is_told_about_all(store: Store) -> None:
+    store.take(*samples()[:1])
+    with store.mounted("formats=jpg"):
+        for path in (store.files()[0], store.files()[0].parent):
+            for kind in ("system.posix_acl_access", "security.selinux"):
+                assert error_of(partial(os.getxattr, path, kind)) == errno.errorcode[errno.EOPNOTSUPP]
+            assert error_of(partial(os.getxattr, path, "user.nothing")) == "ENODATA"
+
+
 def test_names_that_cannot_be(store: Store) -> None:
     store.take(*samples()[:1])
     with store.mounted("formats=jpg"):
