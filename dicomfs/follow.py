@@ -17,14 +17,17 @@ from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
 from dicomfs.pools import Pools
 from dicomfs.renditions import Renditions
-from dicomfs.tree import Inode, Tree
+from dicomfs.tree import Disappearance, Inode, Tree
 
 POLL_S: Final = 0.25
 """How often the index is asked whether something came in; the question costs microseconds."""
 _ARRIVALS_AT_ONCE: Final = 1000
+_LEFT_AT_ONCE: Final = 100
 
 Changed = Callable[[Sequence[tuple[Inode, str]]], Awaitable[None]]
 """Is told of (folder, name) pairs that show another inode now. Raises StoreUnavailable."""
+Gone = Callable[[Sequence[Disappearance]], Awaitable[None]]
+"""Is told of names that are not shown any more. Raises StoreUnavailable."""
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +53,11 @@ class Follower:
         self._first_day = tree.first_day
         """Of what the kernel has been told so far."""
 
-    async def watch(self, changed: Changed) -> None:
-        """Look for what is new, and write what is to be noted, until cancelled. *Cancellation*: any time."""
+    async def watch(self, changed: Changed, gone: Gone) -> None:
+        """Look for what is new, or has become too old, and write what is to be noted, until cancelled.
+
+        *Cancellation*: any time.
+        """
         version = -1
         complaining = False
         while True:
@@ -61,7 +67,7 @@ class Follower:
                     await self._take_arrivals(changed)
                     version = now_version
                 await self._note_followed()
-                await self._tell_what_left(changed)
+                await self._tell_what_left(gone)
                 complaining = False
             except StoreUnavailable as error:
                 if not complaining:
@@ -119,13 +125,13 @@ class Follower:
             await trio.to_thread.run_sync(self._renditions.note_followed, policy, cursor)
         self._noted = cursor
 
-    async def _tell_what_left(self, changed: Changed) -> None:
-        """A day has passed: what is too old for this mount's `since` must not go on being remembered."""
+    async def _tell_what_left(self, gone: Gone) -> None:
+        """A day has passed: what is too old for this mount's `since` is not shown any more."""
         first_day = self._tree.first_day
         if first_day > self._first_day:
             names = self._tree.left(self._first_day, first_day)
-            while some := list(islice(names, _ARRIVALS_AT_ONCE)):
-                await changed(some)
+            while some := list(islice(names, _LEFT_AT_ONCE)):
+                await gone(some)
         self._first_day = first_day
 
     async def settle(self, changed: Changed) -> None:

@@ -197,7 +197,7 @@ async def _session(
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_obey_signals, publisher, statistics)
-            nursery.start_soon(presenter.follow, publisher.changed)
+            nursery.start_soon(presenter.follow, publisher.changed, publisher.gone)
             nursery.start_soon(publisher.follow)
             nursery.start_soon(door.callers.watch)
             ready()

@@ -16,7 +16,7 @@ import trio
 from dicomfs.ahead import Ahead, Effort
 from dicomfs.cache import Cache
 from dicomfs.errors import RenderFailed
-from dicomfs.follow import Changed, Follower
+from dicomfs.follow import Changed, Follower, Gone
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow
 from dicomfs.pools import QUIET_S, Pools
@@ -79,13 +79,14 @@ class Presenter:
         """Counters of cache and workers, for the log."""
         return f"cache: {self._cache.statistics()}; workers: {self._workers.statistics()}"
 
-    async def follow(self, changed: Changed) -> None:
-        """Watch the index until cancelled; `changed` is told of (folder, name) pairs that show another inode.
+    async def follow(self, changed: Changed, gone: Gone) -> None:
+        """Watch the index until cancelled; `changed` is told of (folder, name) pairs that show another inode,
+        `gone` of names that are not shown any more.
 
         *Cancellation*: at any time; nothing is left half recorded.
         """
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follower.watch, changed)
+            nursery.start_soon(self._follower.watch, changed, gone)
             nursery.start_soon(self._follower.settle, changed)
             if self._ahead is not None:
                 nursery.start_soon(self._ahead.run)

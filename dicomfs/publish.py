@@ -26,7 +26,7 @@ import trio
 
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import Arrival, Index, Removal
-from dicomfs.tree import Appearance, Entry, Inode, Tree
+from dicomfs.tree import Appearance, Disappearance, Entry, Inode, Tree
 
 POLL_S: Final = 0.1
 """How often the index is asked for news; the question costs microseconds."""
@@ -154,14 +154,17 @@ class Publisher:
 
     def _going(self, removals: Iterable[Removal]) -> Iterator[Step]:
         for removal in removals:
-            for old in self._tree.disappearances(removal):
-                if old.mark > self._tree.gate.mark(old.rank):
-                    continue  # it was never shown
-                folder = old.way[-2].inode if len(old.way) > 1 else old.top
-                # The view's own folder, if there are several, is as it always was.
-                path = (*(self._tree.path(old.top) or ()), *(entry.name for entry in old.way[:-1]))
-                gone = old.way[-1]
-                yield Step(Act.GO, folder, path, gone.name, is_folder=gone.is_folder, ghosts=old.ghosts())
+            yield from self._steps_of(self._tree.disappearances(removal))
+
+    def _steps_of(self, names: Iterable[Disappearance]) -> Iterator[Step]:
+        for old in names:
+            if old.mark > self._tree.gate.mark(old.rank):
+                continue  # it was never shown
+            folder = old.way[-2].inode if len(old.way) > 1 else old.top
+            # The view's own folder, if there are several, is as it always was.
+            path = (*(self._tree.path(old.top) or ()), *(entry.name for entry in old.way[:-1]))
+            gone = old.way[-1]
+            yield Step(Act.GO, folder, path, gone.name, is_folder=gone.is_folder, ghosts=old.ghosts())
 
     def _path(self, folder: Inode, known: dict[Inode, tuple[str, ...] | None]) -> tuple[str, ...] | None:
         if folder not in known:
@@ -180,6 +183,16 @@ class Publisher:
             for folder, name in names
             if (path := self._path(folder, paths)) is not None
         )
+        while batch := list(islice(steps, _STEPS_AT_ONCE)):
+            await self._tell(batch)
+
+    async def gone(self, names: Sequence[Disappearance]) -> None:
+        """Tell that these names are not shown any more. Raises StoreUnavailable.
+
+        *Cancellation*: the rest is not told.
+        """
+        self.stale()
+        steps = self._steps_of(names)
         while batch := list(islice(steps, _STEPS_AT_ONCE)):
             await self._tell(batch)
 

@@ -759,8 +759,8 @@ class Tree:
 
     # As time passes
 
-    def left(self, before: str, now: str, most: int = 500) -> Iterator[tuple[Inode, str]]:
-        """(folder, name) of each folder that was shown while `first_day` was `before` and is not since `now`.
+    def left(self, before: str, now: str, most: int = 500) -> Iterator[Disappearance]:
+        """Each folder that was shown while `first_day` was `before` and is not since `now`.
 
         What is inside another comes first. Exams, and the patients or dates of which nothing is left; a
         folder that still has something of a view is not among them.
@@ -771,10 +771,13 @@ class Tree:
             for _, exam in page:
                 for view in self._views.values():
                     former = replace(self._selection(view, Kind.EXAM, self.gate), first_day=before)
-                    entry, holder = self._exam_entry(exam, view), self._holder(exam, view.key)
-                    if entry is not None and self._index.exam_has_such(exam.id, exam.date, former):
+                    holder = self._holder(exam, view.key)
+                    entry, above = self._exam_entry(exam, view), self.entry(holder)
+                    if entry is None or above is None:
+                        continue
+                    if self._index.exam_has_such(exam.id, exam.date, former):
                         holders[holder] = exam
-                        yield holder, entry.name
+                        yield Disappearance(self._top(view), (above, entry), (view.key, Kind.EXAM), Mark(0))
             day, last = page[-1]
             place = (day, last.id)
         for holder, exam in holders.items():
@@ -782,7 +785,7 @@ class Tree:
             present = replace(self._selection(view, holder.kind, self.gate), first_day=now)
             entry = self.entry(holder)
             if entry is not None and not self._holds_such(exam, present):
-                yield self._top(view), entry.name
+                yield Disappearance(self._top(view), (entry,), (view.key, holder.kind), Mark(0))
 
 
 def _parts(row: ImageRow, frame: int, view: _View) -> FileName:

@@ -167,10 +167,13 @@ async def showing(
     async def note(names: Sequence[tuple[Inode, str]]) -> None:
         changed.extend(names)
 
+    async def no_one(_: object) -> None:
+        """Is told of what went."""
+
     try:
         async with trio.open_nursery() as nursery:
             if follow:
-                nursery.start_soon(presenter.follow, note)
+                nursery.start_soon(presenter.follow, note, no_one)
             await trio.sleep(1)  # the clock jumps: the first look at the index is done
             yield Shown(presenter, index, renditions, painters, changed)
             nursery.cancel_scope.cancel()

@@ -45,9 +45,12 @@ class Shared:
             file.unlink()
 
     @contextmanager
-    def mounted(self, options: str = "", *, log: str = "mount.log") -> Iterator[Running]:
-        """`dicomfs mount` until the end of the block."""
-        argv = command_line("mount", "--store", self.store, self.point, "-o", options)
+    def mounted(
+        self, options: str = "", *, log: str = "mount.log", program: Sequence[str] = ()
+    ) -> Iterator[Running]:
+        """`dicomfs mount` until the end of the block, or another program that takes its arguments."""
+        words = ("mount", "--store", self.store, self.point, "-o", options)
+        argv = [*program, *map(str, words)] if program else command_line(*words)
         ready = lambda: mounted(self.point)  # noqa: E731  a def would say no more
         with running(argv, self.scratch / log, ready, "the mount answers", mountpoint=self.point) as it:
             self.mount = it

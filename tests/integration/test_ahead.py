@@ -57,7 +57,7 @@ async def walking(folder: Path, *, processes: int = 1) -> AsyncIterator[Shown]:
         for scope in shown.presenter.tree.scopes:
             shown.renditions.note_unwarmed(scope, str(Spans()))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(shown.presenter.follow, _nobody)
+            nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
             yield shown
             nursery.cancel_scope.cancel()
 
@@ -224,7 +224,7 @@ def test_sizes_that_can_be_told_are_not_rendered_for(tmp_path: Path, writer: Ind
             async with showing(tmp_path, warm=True, processes=2, shown_as="bmp", follow=False) as shown:
                 shown.painters.length = 4711 if certain else None
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(shown.presenter.follow, _nobody)
+                    nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
                     for entry in shown.entries(exam):
                         await stat(shown, entry)
                     sizes = [entry.size for entry in shown.entries(exam)]
@@ -271,7 +271,7 @@ def test_warming_stands_back_while_somebody_waits(tmp_path: Path, writer: Index)
             showing(tmp_path, warm=True, processes=2, follow=False) as shown,
             trio.open_nursery() as nursery,
         ):
-            nursery.start_soon(shown.presenter.follow, _nobody)
+            nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
             before = 0
             for number, entry in enumerate(shown.entries()[:300]):
                 assert await shown.presenter.contents(entry.inode)
@@ -343,7 +343,7 @@ def test_crash_at_any_moment_leaves_nothing_out(
 
     async def scenario() -> None:
         async with showing(tmp_path, warm=True, follow=False) as shown, trio.open_nursery() as nursery:
-            nursery.start_soon(shown.presenter.follow, _nobody)
+            nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
             on_disk = Renditions(tmp_path / "renditions.sqlite3", shown.index.store_id)
             (scope,) = shown.presenter.tree.scopes
             for _ in range(100):
@@ -410,7 +410,7 @@ def test_what_failed_is_tried_again_by_the_next_mount(tmp_path: Path, writer: In
         async with showing(tmp_path, warm=True, follow=False) as shown:
             shown.painters.trouble = RenderFailed("took too long")
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(shown.presenter.follow, _nobody)
+                nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
                 await trio.sleep(60)
                 assert shown.painters.rendered == 3  # not again and again
                 nursery.cancel_scope.cancel()
@@ -439,7 +439,7 @@ def test_trouble_with_the_index_leaves_nothing_out(
             async with showing(tmp_path, warm=True, follow=False) as shown, trio.open_nursery() as nursery:
                 with monkeypatch.context() as broken:
                     broken.setattr(place, name, locked)
-                    nursery.start_soon(shown.presenter.follow, _nobody)
+                    nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
                     await trio.sleep(20)
                     assert shown.painters.rendered == 0
                 await trio.sleep(60)

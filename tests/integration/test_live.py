@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -287,6 +288,49 @@ def test_live_off_shows_at_once_and_tells_nobody(
         forget(store, capsys, late)
         wait_until(lambda: not late.exists(), "its end")
         assert watched.names("CREATE", store.point / EXAM) == []
+
+
+ON_A_DAY = """
+import sys
+from datetime import date
+from pathlib import Path
+from dicomfs import cli, tree
+day = Path(sys.argv.pop(1))
+tree.Tree.__init__.__kwdefaults__["today"] = lambda: date.fromisoformat(day.read_text())
+sys.exit(cli.main())
+"""
+"""A mount for which it is the day that a file says."""
+
+
+@pytest.mark.parametrize("layout", ["patient/date", "date/patient"])
+def test_what_a_day_that_passes_takes_away_is_told(store: Shared, tmp_path: Path, layout: str) -> None:
+    """To local watchers and over SMB; what stays, stays."""
+    is_by_date = layout == "date/patient"
+    store.take(image(1, day="20240130"), image(1, "Roe^Richard", day="20240130"))
+    day = tmp_path / "day"
+    day.write_text("2024-03-01")
+    program = [sys.executable, "-c", ON_A_DAY, str(day)]
+    old, kept = ("2024-01-30", "2024-01-31") if is_by_date else ("Roe Richard", "Doe Jane")
+    inner = {"Doe Jane", "Roe Richard"} if is_by_date else {"2024-01-30"}
+    outer = old if is_by_date else kept
+    with store.mounted(f"since=31d,layout={layout}", program=program):
+        assert names_in(store.point) == sorted([old, kept])
+        folders = (store.point, store.point / outer)
+        with (
+            watching(tmp_path / "log", *folders) as watched,
+            client(store.port, "dicomfs") as smb,
+            smb.watch("") as told,
+        ):
+            later = tmp_path / "later"
+            later.write_text("2024-03-02")
+            later.replace(day)
+            wait_until(lambda: watched.names("DELETE", store.point) == [old], "the folder's end")
+            wait_until(lambda: told.names("removed") == [old], "the folder's end over SMB")
+            # What was in a folder went before it.
+            assert set(watched.names("DELETE", store.point / outer)) == inner
+        assert names_in(store.point) == [kept]
+        assert not (store.point / old).exists()
+        assert (store.point / EXAM if not is_by_date else store.point / kept / "Doe Jane").is_dir()
 
 
 def test_detached_mount_makes_nothing_on_the_disk(store: Shared) -> None:

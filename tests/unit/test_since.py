@@ -18,7 +18,7 @@ from dicomfs.model import Header
 from dicomfs.present import Presenter
 from dicomfs.selection import Since
 from dicomfs.spelling import Layout
-from dicomfs.tree import Inode, Tree
+from dicomfs.tree import Disappearance, Inode, Tree
 from tests.made import add, header, tree, walk
 
 
@@ -55,7 +55,7 @@ def names(shown: Tree) -> list[str]:
                 *("Doe Jane (2)", "Doe Jane (2)/2024-01-01"),
             ],
             ["Doe Jane", "Doe Jane/2024-02-01"],
-            ["2024-01-01", "2024-01-01", "Doe Jane (2)"],
+            ["Doe Jane/2024-01-01", "Doe Jane (2)/2024-01-01", "Doe Jane (2)"],
         ),
         (
             Layout.DATE_PATIENT,
@@ -64,7 +64,7 @@ def names(shown: Tree) -> list[str]:
                 *("2024-02-01", "2024-02-01/Doe Jane"),
             ],
             ["2024-02-01", "2024-02-01/Doe Jane"],
-            ["Doe Jane", "Doe Jane (2)", "2024-01-01"],
+            ["2024-01-01/Doe Jane", "2024-01-01/Doe Jane (2)", "2024-01-01"],
         ),
     ],
 )
@@ -81,13 +81,16 @@ def test_an_exam_leaves_the_window_and_the_kernel_is_told(
             heard: list[str] = []
 
             async def changed(pairs: Sequence[tuple[Inode, str]]) -> None:
-                heard.extend(name for _, name in pairs)
+                raise AssertionError(pairs)
+
+            async def gone(left: Sequence[Disappearance]) -> None:
+                heard.extend("/".join(entry.name for entry in old.way) for old in left)
 
             async def pass_a_day() -> None:
                 cache: Cache[Any, bytes] = Cache(1, len)
                 presenter = Presenter(shown, index, renditions, cast(Any, None), cache, warm=False)
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(presenter.follow, changed)
+                    nursery.start_soon(presenter.follow, changed, gone)
                     await trio.sleep(10)
                     assert not heard
                     calendar.today = date(2024, 2, 2)
