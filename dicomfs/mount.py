@@ -6,6 +6,7 @@ and the next start clears it away. Called by `cli.py`.
 """
 
 import errno
+import gc
 import logging
 import os
 import re
@@ -200,6 +201,9 @@ async def _session(
             nursery.start_soon(presenter.follow, publisher.changed)
             nursery.start_soon(publisher.follow)
             nursery.start_soon(door.callers.watch)
+            # What was imported stays for ever: to look through all of it for garbage would stop everybody.
+            gc.collect()
+            gc.freeze()
             ready()
             log.info("mounted on %s", mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
