@@ -143,14 +143,16 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     check_mount_point(mountpoint)
     mountpoint = mountpoint.resolve()
     check_apart(store, mountpoint)
+    if options.disk_cache is not None:
+        check_apart(options.disk_cache, mountpoint, "disk cache")
     run_tasks(_serve, store, mountpoint, options, ready)
 
 
-def check_apart(store: Path, mountpoint: Path) -> None:
-    """Refuse a store in its own mount, or a mount in its own store. Raises MountRefused."""
+def check_apart(store: Path, mountpoint: Path, what: str = "store") -> None:
+    """Refuse a store (or `what` it is) in its own mount, or a mount in its own store. Raises MountRefused."""
     inner, outer = store.resolve(), mountpoint.resolve()
     if _inside(inner, outer) or _inside(outer, inner):
-        raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
+        raise MountRefused(f"mount point {mountpoint} and {what} {store} must not lie inside each other")
 
 
 def _inside(inner: Path, outer: Path) -> bool:

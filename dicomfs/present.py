@@ -17,7 +17,9 @@ from typing import Final
 import trio
 
 from dicomfs.cache import Cache
+from dicomfs.diskcache import DiskCache
 from dicomfs.errors import NotDisplayable, RenderFailed, StoreUnavailable
+from dicomfs.figures import CacheFigures, MountFigures, Stopwatch
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow
 from dicomfs.renditions import Decision, Key, Renditions
@@ -60,6 +62,7 @@ class Presenter:
         warm: bool,
         quiet_s: float = QUIET_S,
         ahead_tasks: int = 1,
+        disk: DiskCache | None = None,
     ) -> None:
         """`quiet_s`: see `QUIET_S`; `ahead_tasks`: how many pictures are rendered ahead at once."""
         self.tree = tree
@@ -67,6 +70,8 @@ class Presenter:
         self._renditions = renditions
         self._workers = workers
         self._cache = cache
+        self._disk = disk
+        self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._warm = warm
         self._quiet_s = quiet_s
         self._ahead_tasks = ahead_tasks
@@ -98,11 +103,33 @@ class Presenter:
         """Counters of cache and workers, for the log."""
         return f"cache: {self._cache.statistics()}; workers: {self._workers.statistics()}"
 
+    def figures(self) -> MountFigures:
+        """What caches and renders have counted so far."""
+        memory, renders = self._cache.statistics(), self._workers.statistics()
+        return MountFigures(
+            memory=CacheFigures(
+                hits=memory.hits + memory.joined,
+                misses=memory.misses,
+                evictions=memory.evictions,
+                bytes=memory.bytes,
+                limit_bytes=memory.limit_bytes,
+                items=memory.items,
+            ),
+            disk=None if self._disk is None else self._disk.statistics(),
+            rendered=self._rendered.times(),
+            ahead=self._rendered_ahead.times(),
+            failed=renders.failed,
+            crashed=renders.crashed,
+            timed_out=renders.timed_out,
+            loop={},
+        )
+
     # On demand
 
-    async def contents(self, inode: Inode, *, background: bool = False) -> bytes | None:
+    async def contents(self, inode: Inode, *, background: bool = False, is_use: bool = True) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
 
+        `background`: nobody waits for it; `is_use`: somebody has asked for this very file.
         Raises RenderFailed or StoreUnavailable when it cannot be had now. Their number is the size that
         was announced, or this raises RenderFailed and announces the new one.
         *Cancellation*: a render that others also wait for goes on.
@@ -112,7 +139,7 @@ class Presenter:
             return None
         # Asked before the render: what was announced then is what the caller may have been told.
         announced = self._renditions.size(picture.key)
-        data = self._cache.peek(picture.key)
+        data = self._cache.peek(picture.key, is_use=is_use)
         if data is None:
             window = await self._window(picture, background=background)
             # It may wait in the queue of those rendered ahead.
@@ -121,8 +148,9 @@ class Presenter:
             )
             data = await self._cache.get(
                 picture.key,
-                lambda: self._render(picture, window, background=background),
+                lambda: self._produce(picture, window, background=background, is_use=is_use),
                 joining=joining,
+                is_use=is_use,
             )
         if announced is None:
             # Rendered by this very call, unless it was in the cache and the renditions have been deleted.
@@ -161,10 +189,30 @@ class Presenter:
         data = await self.contents(inode)
         return None if data is None else len(data)
 
-    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+    async def _produce(
+        self, picture: Picture, window: PoolWindow | None, *, background: bool, is_use: bool
+    ) -> bytes:
+        """From the disk cache, if it is there and as long as was announced; else rendered."""
+        if self._disk is None:
+            return (await self._render(picture, window, background=background)).data
+        kept = await self._disk.get(picture.key, window)
+        if kept is not None:
+            announced = self._renditions.size(picture.key)
+            if announced is None:
+                self._renditions.announce(picture.key, len(kept), "")
+            if announced in (None, len(kept)):
+                return kept
+        rendered = await self._render(picture, window, background=background)
+        if rendered.failure is None:  # a notice is not kept: another start may have more memory, or a decoder
+            self._disk.keep(picture.key, window, rendered.data, is_use=is_use)
+        return rendered.data
+
+    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> Rendered:
+        began = trio.current_time()
         rendered: Rendered = await self._workers.render(
             picture.source, picture.recipe, window, background=background
         )
+        (self._rendered_ahead if background else self._rendered).note(trio.current_time() - began)
         if self._renditions.size(picture.key) != len(rendered.data):
             self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
@@ -174,7 +222,7 @@ class Presenter:
                 picture.key.frame + 1,
                 rendered.failure,
             )
-        return rendered.data
+        return rendered
 
     async def _window(self, picture: Picture, *, background: bool) -> PoolWindow | None:
         if not picture.pool:
@@ -383,7 +431,7 @@ class Presenter:
             try:
                 picture = self.tree.picture(inode)
                 if picture is not None and self._renditions.size(picture.key) is None:
-                    await self.contents(inode, background=not wanted)
+                    await self.contents(inode, background=not wanted, is_use=False)
             except (RenderFailed, StoreUnavailable) as error:
                 log.info("instance %d was not rendered ahead: %s", inode.id, error)
             await trio.lowlevel.checkpoint()

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
-    *("activity", "runfile", "identity", "charset", "elements", "header"),
+    *("activity", "figures", "runfile", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
@@ -28,6 +28,8 @@ ORDER = (
         "workers",
         "twoqueue",
         "cache",
+        "cachefolder",
+        "diskcache",
         "gate",
         "tree",
         "present",
@@ -71,6 +73,8 @@ PRESENT = {
     "workers",
     "twoqueue",
     "cache",
+    "cachefolder",
+    "diskcache",
     "gate",
     "tree",
     "present",
@@ -108,7 +112,18 @@ HOME = {
     "rich": {"cli"},
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
-    "trio": {"workerprocess", "workers", "cache", "present", "view", "offline", "publish", "fuse", "mount"},
+    "trio": {
+        "workerprocess",
+        "workers",
+        "cache",
+        "diskcache",
+        "present",
+        "view",
+        "offline",
+        "publish",
+        "fuse",
+        "mount",
+    },
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
