@@ -77,12 +77,6 @@ class CacheFigures:
     limit_bytes: int
     items: int
 
-    @property
-    def hit_share(self) -> float | None:
-        """Of all that was asked for; None: nothing was."""
-        asked = self.hits + self.misses
-        return self.hits / asked if asked else None
-
 
 @dataclass(frozen=True, slots=True)
 class DiskFigures(CacheFigures):

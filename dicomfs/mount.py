@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import trio
 from dicomfs.config import MountOptions
 from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
+from dicomfs.mountfile import REPORT_S, MountReporter
 from dicomfs.present import Presenter
 from dicomfs.publish import Publisher
 from dicomfs.view import open_view, run_tasks
@@ -164,7 +166,23 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
         publisher = Publisher(
             mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
         )
-        await _session(presenter, publisher, mountpoint, options, ready)
+        reporter = MountReporter(store, mountpoint, time.time())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_report, presenter, reporter)
+                await _session(presenter, publisher, mountpoint, options, ready)
+                nursery.cancel_scope.cancel()
+        finally:
+            reporter.close()
+
+
+async def _report(presenter: Presenter, reporter: MountReporter) -> None:
+    """Tell others what this mount does. *Cancellation*: at any time; a disk that hangs is left behind."""
+    limiter = trio.CapacityLimiter(1)
+    while True:
+        figures = presenter.figures()
+        await trio.to_thread.run_sync(reporter.report, figures, limiter=limiter, abandon_on_cancel=True)
+        await trio.sleep(REPORT_S)
 
 
 async def _session(

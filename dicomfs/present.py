@@ -129,7 +129,7 @@ class Presenter:
     async def contents(self, inode: Inode, *, background: bool = False, is_use: bool = True) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
 
-        `background`: nobody waits for it; `is_use`: somebody has asked for this very file.
+        `is_use`: somebody has asked for this very file, and it is not only rendered ahead.
         Raises RenderFailed or StoreUnavailable when it cannot be had now. Their number is the size that
         was announced, or this raises RenderFailed and announces the new one.
         *Cancellation*: a render that others also wait for goes on.
@@ -148,7 +148,7 @@ class Presenter:
             )
             data = await self._cache.get(
                 picture.key,
-                lambda: self._produce(picture, window, background=background, is_use=is_use),
+                lambda: self._render(picture, window, background=background),
                 joining=joining,
                 is_use=is_use,
             )
@@ -189,25 +189,10 @@ class Presenter:
         data = await self.contents(inode)
         return None if data is None else len(data)
 
-    async def _produce(
-        self, picture: Picture, window: PoolWindow | None, *, background: bool, is_use: bool
-    ) -> bytes:
-        """From the disk cache, if it is there and as long as was announced; else rendered."""
-        if self._disk is None:
-            return (await self._render(picture, window, background=background)).data
-        kept = await self._disk.get(picture.key, window)
+    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+        kept = await self._kept_on_disk(picture, window)
         if kept is not None:
-            announced = self._renditions.size(picture.key)
-            if announced is None:
-                self._renditions.announce(picture.key, len(kept), "")
-            if announced in (None, len(kept)):
-                return kept
-        rendered = await self._render(picture, window, background=background)
-        if rendered.failure is None:  # a notice is not kept: another start may have more memory, or a decoder
-            self._disk.keep(picture.key, window, rendered.data, is_use=is_use)
-        return rendered.data
-
-    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> Rendered:
+            return kept
         began = trio.current_time()
         rendered: Rendered = await self._workers.render(
             picture.source, picture.recipe, window, background=background
@@ -222,7 +207,19 @@ class Presenter:
                 picture.key.frame + 1,
                 rendered.failure,
             )
-        return rendered
+        elif self._disk is not None:  # no notice: another start may have more memory, or a decoder
+            self._disk.keep(picture.key, window, rendered.data, is_use=not background)
+        return rendered.data
+
+    async def _kept_on_disk(self, picture: Picture, window: PoolWindow | None) -> bytes | None:
+        """From the disk cache, if it is there and as long as was announced."""
+        kept = None if self._disk is None else await self._disk.get(picture.key, window)
+        if kept is None:
+            return None
+        announced = self._renditions.size(picture.key)
+        if announced is None:
+            self._renditions.announce(picture.key, len(kept), "")
+        return kept if announced in (None, len(kept)) else None
 
     async def _window(self, picture: Picture, *, background: bool) -> PoolWindow | None:
         if not picture.pool:

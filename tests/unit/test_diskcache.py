@@ -6,6 +6,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -215,8 +216,8 @@ def test_a_disk_that_hangs_is_a_picture_that_is_missing(
             assert await cache.get(KEY, WINDOW) is None
         assert len(disk.asked) == diskcache.READERS
         disk.goes_on.set()
-        while cache._limiter.borrowed_tokens:
-            await trio.sleep(0.001)
+        idle = partial(wait_until, lambda: not cache._limiter.borrowed_tokens, "threads that come back")
+        await trio.to_thread.run_sync(idle)
         monkeypatch.undo()
         assert await cache.get(KEY, WINDOW) == PICTURE
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dicomfs.activity import Activity
-from dicomfs.runfile import RUN_FOLDER, SLOT_BYTES, Process, Record, Reporter, records
+from dicomfs.runfile import SLOT_BYTES, Process, Record, Reporter, records
+from dicomfs.slotfile import RUN_FOLDER
 from tests.disk import fill, small_disk
 from tests.support import wait_until
 
