@@ -19,7 +19,7 @@ from dicomfs import slotfile
 from dicomfs.figures import MountFigures
 from dicomfs.slotfile import FOLDER_MODE, RUN_FOLDER, SlotFile
 
-REPORT_S: Final = 3.0
+REPORT_S: Final = 1.0
 """Between two reports of a mount that has anything new to say."""
 SLOT_BYTES: Final = 1 << 16
 """More than the longest path takes, each of its characters escaped."""
