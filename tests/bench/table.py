@@ -39,6 +39,8 @@ class Scale:
     """Repetitions of what comes upon an index that is not in memory."""
     walked: int = 100_000
     """Files of a mount that are looked at."""
+    crawled: int = 100_000
+    """Files of a mount that are read, once each."""
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 
@@ -55,6 +57,7 @@ QUICK = Scale(
     repeats=20,
     cold=3,
     walked=500,
+    crawled=200,
 )
 
 

@@ -23,7 +23,7 @@ def test_quick_prints_a_ratio_for_every_peer_that_is_here() -> None:
     assert done.stdout.startswith("machine ")
     lines = [re.split(r" {2,}", line) for line in done.stdout.splitlines()]
     ratios = {(line[0], line[1]): line[-1] for line in lines if re.fullmatch(r"\d+\.\d\d", line[-1])}
-    assert {name for name, _ in ratios} == {"browse", "receive", "scale"}
+    assert {name for name, _ in ratios} == {"browse", "memory", "receive", "scale"}
     assert all(float(ratio) > 0 for ratio in ratios.values())
     assert re.search(r"walk over 500 files: .* the mount holds \d+ MB", done.stdout)
     # A peer that is missing is named, and nothing is made up for it.
