@@ -107,8 +107,7 @@ def _mount(one: MountRecord, now: float) -> Iterator[str]:
     yield f"rendered for people: {_times(figures.rendered)}; ahead: {_times(figures.ahead)}"
     if figures.failed or figures.crashed:
         failed = counted(figures.failed, "render")
-        late, crashed = figures.timed_out, figures.crashed
-        yield f"{failed} failed, {late:,} out of time; {crashed:,} render processes crashed"
+        yield f"{failed} failed, {figures.timed_out:,} out of time; {figures.crashed:,} crashed a process"
     if figures.loop:
         yield "event loop: " + ", ".join(f"{name} {value:g}" for name, value in figures.loop.items())
 
@@ -281,15 +280,16 @@ def facts(status: Status) -> dict[str, Any]:
 
 def _mount_facts(one: MountRecord) -> dict[str, Any]:
     facts = asdict(one)
+    figures = facts.pop("figures")
     for name, times in (("rendered", one.figures.rendered), ("ahead", one.figures.ahead)):
-        facts["figures"][name] = {
+        figures[name] = {
             "count": times.count,
             "seconds": times.seconds,
             "within": {f"{bound:g}": number for bound, number in zip(BUCKETS_S, times.counts, strict=False)},
             "median": times.quantile(0.5),
             "p99": times.quantile(0.99),
         }
-    return {**facts, **facts.pop("figures")}
+    return {**facts, **figures}
 
 
 def _receiver_facts(one: Record) -> dict[str, Any]:

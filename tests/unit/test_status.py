@@ -394,7 +394,7 @@ def test_what_mounts_do_for_people(tmp_path: Path, index: Index) -> None:
         "on disk: 40.0 % found of 10; 7 pictures, 1.0 MB of 268.4 MB; 3 evicted; 6 written, 1 not, 2 damaged",
         "the disk cache is not in use: No space left",
         "rendered for people: 3 (half within 2 ms, 99 % within 2 ms); ahead: 0",
-        "2 renders failed, 1 out of time; 1 render processes crashed",
+        "2 renders failed, 1 out of time; 1 crashed a process",
         "event loop: longest_turn_seconds 0.03",
     ):
         assert words in told
