@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from hashlib import sha256
 from importlib import metadata
 from types import TracebackType
@@ -115,12 +114,20 @@ class DiskCache:
 
         *Cancellation*: at once; a thread that hangs in the disk is left behind, and only a few can be.
         """
-        data = None
+        data, has_begun = None, False
+        name, tag = self._name(key), _tag(window)
+
+        def read() -> bytes | None:
+            nonlocal has_begun
+            has_begun = True
+            return self._read(name, tag)
+
         if self._may_read():
-            read = partial(self._read, self._name(key), _tag(window))
             with trio.move_on_after(READ_LIMIT_S) as limit:
                 data = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
-            if limit.cancelled_caught:
+            if (
+                limit.cancelled_caught and has_begun
+            ):  # else it was the crowd before it, and no fault of the disk
                 self._note(TimeoutError(errno.ETIMEDOUT, f"no answer within {READ_LIMIT_S:g} s"))
         self._hits += data is not None
         self._misses += data is None
