@@ -283,10 +283,10 @@ class CacheFolder:
         known = self._known[where]
         is_due = known.new_bytes + size > self._most_bytes // ALLOWANCE
         if not known.is_surveyed or is_due or known.new_files >= self._most_files // ALLOWANCE:
-            self._survey(root, where, self._most_bytes)
+            self._survey(root, where, self._most_bytes, incoming=size)
         if not _has_space(root.fd, size):
             # Either we fill this disk, or others do: in both cases we give way, bit by bit.
-            self._survey(root, where, min(known.bytes, self._most_bytes))
+            self._survey(root, where, min(known.bytes, self._most_bytes), incoming=size)
             if not _has_space(root.fd, size):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -294,8 +294,8 @@ class CacheFolder:
         """Look through a compartment; from then on `totals` has it, and its limits are kept."""
         self._in_own_folder(lambda root: self._survey(root, where, self._most_bytes))
 
-    def _survey(self, root: _Root, where: str, most_bytes: int) -> None:
-        """What is over the limits goes, the longest unused first.
+    def _survey(self, root: _Root, where: str, most_bytes: int, *, incoming: int = 0) -> None:
+        """What is over the limits goes, the longest unused first; one file of `incoming` bytes is to come.
 
         Over 14 of 16 parts, that is, and down to 13: two writers may add one each before they look again.
         """
@@ -304,8 +304,9 @@ class CacheFolder:
             (often if one.is_often else once).append(one)
 
         def is_over(parts: int) -> bool:
-            too_large = once.bytes + often.bytes > most_bytes * parts // 16
-            return too_large or len(once) + len(often) > self._most_files * parts // 16
+            files = len(once) + len(often)
+            too_large = once.bytes + often.bytes + incoming > most_bytes * parts // 16
+            return files > 0 and (too_large or files + bool(incoming) > self._most_files * parts // 16)
 
         if is_over(14):
             while is_over(13):
