@@ -36,9 +36,9 @@ fix: setup ## format and repair style
 demo: setup ## real images sent, mounted, shared; until Ctrl-C (ONCE=1: ends by itself)
 	@$(BIN)/python -m tests.demo
 
-bench: ## receiving and browsing, as ratios against others
+bench: ## speed, as ratios against others (BENCH="read copy": these only, SAVE=file.md: kept there)
 	@.ci/setup bench
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(BENCH) $(if $(SAVE),--save "$(SAVE)")
 
 quality: ## what images look like, in figures, beside others (DATA=folder of DICOM files, SHEET=picture.png)
 	@.ci/setup bench

@@ -17,11 +17,13 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, ParamSpec, TypeVar
+from pathlib import Path
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
+from dicomfs.callers import Callers
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
 from dicomfs.present import Presenter
 from dicomfs.publish import Act, Publisher, Step
@@ -40,6 +42,9 @@ _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
 STORE_ATTRIBUTE: Final = "user.dicomfs.store"
 """Extended attribute that says of which store a file is; not listed, since copies would take it along."""
+_NOT_SUPPORTED: Final = (b"system.", b"security.")
+"""Extended attributes (access control lists, labels) that no file has: `ls -l` does not ask for them again,
+and would, of every file, if only this one had none."""
 _WRITING: Final = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 
 # Whatever is not in this table is a bug: logged with its traceback, answered EIO.
@@ -55,24 +60,26 @@ ERRNO: Final[dict[type[Exception], int]] = {
 log = logging.getLogger(__name__)
 
 
-def answered(handler: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def answered(
+    handler: Callable[Concatenate["Door", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Door", P], Coroutine[Any, Any, T]]:
     """Let a handler raise our own errors: each becomes the errno of the table. Counts what is asked."""
 
+    asks = handler.__name__
+
     @functools.wraps(handler)
-    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        door = args[0]
-        if isinstance(door, Door):
-            door.asked[handler.__name__] += 1
+    async def wrapped(door: "Door", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        door.asked[asks] += 1
         try:
-            return await handler(*args, **kwargs)
+            return await handler(door, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except Exception as error:  # an exception that got out of here would end the mount
             for kind, number in ERRNO.items():
                 if isinstance(error, kind):
-                    log.warning("%s: %s", handler.__name__, error)
+                    log.warning("%s: %s", asks, error)
                     raise pyfuse3.FUSEError(number) from error
-            log.exception("a bug in %s", handler.__name__)
+            log.exception("a bug in %s", asks)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return wrapped
@@ -91,8 +98,18 @@ class _Listing:
 class _Handle:
     """An open file: bytes that were rendered, or a descriptor of the stored ones."""
 
-    data: memoryview | None
+    data: bytes | None
     fd: int = -1
+
+
+def _open_whole(path: Path, size: int) -> int:
+    """A descriptor of a stored file. Raises OSError, also when it has not that many bytes."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    found = os.fstat(fd).st_size
+    if found != size:
+        os.close(fd)
+        raise OSError(errno.EIO, f"{path.name} has {found} bytes and should have {size}")
+    return fd
 
 
 class Door(pyfuse3.Operations):
@@ -104,7 +121,7 @@ class Door(pyfuse3.Operations):
         super().__init__()
         self._presenter = presenter
         self._publisher = publisher
-        publisher.stale = self.drop_fetched
+        publisher.stale = self.drop_remembered
         self._tree = presenter.tree
         self._uid = uid
         self._gid = gid
@@ -113,6 +130,7 @@ class Door(pyfuse3.Operations):
         self._file_mode = stat.S_IFREG | (0o444 & ~umask)
         self.asked: Counter[str] = Counter()
         """Requests so far, by handler; for the log."""
+        self.callers = Callers()
         self._handles: dict[int, _Handle | _Listing] = {}
         self._last_handle = 0
 
@@ -176,11 +194,19 @@ class Door(pyfuse3.Operations):
         if entry is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
         if entry.size is None:
-            size = await self._presenter.size(parts)
+            size = await self._wanted(ctx, self._presenter.size(parts))
             if size is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             entry = replace(entry, size=size)
+        else:
+            self._presenter.seen(parts)
         return self._attributes(entry)
+
+    async def _wanted(self, ctx: pyfuse3.RequestContext, answer: Coroutine[Any, Any, T]) -> T:
+        """What somebody waits for; EINTR, and no further work, once he has been killed."""
+        with self.callers.waiting(ctx.pid):
+            return await answer
+        raise pyfuse3.FUSEError(errno.EINTR)
 
     # Folders
 
@@ -199,6 +225,7 @@ class Door(pyfuse3.Operations):
         """Hand out entries after cookie `start_id`, a page at a time from the index."""
         listing = self._handles[fh]
         assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
+        self._presenter.seen(listing.inode)
         if start_id != listing.next_cookie:
             listing.waiting = iter(())
             listing.next_cookie = start_id
@@ -229,31 +256,28 @@ class Door(pyfuse3.Operations):
         """Render if need be; the handle keeps these bytes until it is closed."""
         if flags & _WRITING:
             raise pyfuse3.FUSEError(errno.EROFS)
-        parts = self._inode(inode)
-        if parts.format == STORED:
-            handle = self._open_stored(parts)
+        data = self._presenter.at_hand(inode)
+        if data is not None:
+            handle = _Handle(data)
+        elif (parts := self._inode(inode)).format == STORED:
+            handle = await self._open_stored(parts)
         else:
-            data = await self._contents(parts)
+            data = await self._wanted(ctx, self._contents(parts))
             if data is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
-            handle = _Handle(memoryview(data))
+            handle = _Handle(data)
         return pyfuse3.FileInfo(fh=self._register(handle), keep_cache=True)
 
-    def _open_stored(self, inode: Inode) -> "_Handle":
+    async def _open_stored(self, inode: Inode) -> "_Handle":
         stored = self._tree.stored_file(inode)
         if stored is None:
             raise pyfuse3.FUSEError(errno.ESTALE)
-        path, size = stored
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        found = os.fstat(fd).st_size
-        if found != size:
-            os.close(fd)
-            raise OSError(errno.EIO, f"{path.name} has {found} bytes and should have {size}")
-        return _Handle(None, fd)
+        # In a thread: the folder may have to come from a disk that takes its time.
+        return _Handle(None, await trio.to_thread.run_sync(_open_whole, *stored))
 
     async def _contents(self, inode: Inode) -> bytes | None:
         try:
-            return await self._presenter.contents(inode)
+            return await self._presenter.contents(inode, opening=True)
         except RenderFailed:
             # Its size may have been announced anew: the kernel must not go on believing the old one.
             # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
@@ -266,8 +290,10 @@ class Door(pyfuse3.Operations):
         """Bytes of an open file. Never waits for a render."""
         handle = self._handles[fh]
         assert isinstance(handle, _Handle)  # noqa: S101  as in readdir
-        if handle.data is not None:
-            return handle.data[off : off + size].tobytes()
+        data = handle.data
+        if data is not None:
+            # pyfuse3 takes any buffer, and hands it to the kernel without another copy.
+            return data if not off and size >= len(data) else cast(bytes, memoryview(data)[off : off + size])
         buffer = bytearray(size)
         try:
             count = os.preadv(handle.fd, [buffer], off, os.RWF_NOWAIT)
@@ -278,7 +304,7 @@ class Door(pyfuse3.Operations):
             count += await trio.to_thread.run_sync(
                 os.preadv, handle.fd, [memoryview(buffer)[count:]], off + count
             )
-        return bytes(memoryview(buffer)[:count])
+        return cast(bytes, memoryview(buffer)[:count])
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close an open file."""
@@ -286,14 +312,21 @@ class Door(pyfuse3.Operations):
         if isinstance(handle, _Handle) and handle.fd >= 0:
             os.close(handle.fd)
 
+    # There is nothing to write. The kernel takes ENOSYS for "never ask again", and lets the call succeed:
+    # so `close` need not wait for us.
+
+    @answered
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Nothing to flush: `close` succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Nothing to write: succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Nothing to write: succeeds."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Nothing to forget: inodes are arithmetic."""
@@ -303,7 +336,7 @@ class Door(pyfuse3.Operations):
     @answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Size of the disk that holds the originals; nothing of it is free to write here."""
-        disk = self._tree.disk()
+        disk = await trio.to_thread.run_sync(self._tree.disk)
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = disk.f_frsize
         data.f_blocks, data.f_bfree, data.f_bavail = disk.f_blocks, disk.f_bfree, 0
@@ -318,6 +351,8 @@ class Door(pyfuse3.Operations):
         """Answers smbd's question for the stored spelling of a name, and ours for the store."""
         if name == STORE_ATTRIBUTE.encode():
             return self._presenter.index.store_id.encode()
+        if name.startswith(_NOT_SUPPORTED):
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         if not name.startswith(_REAL_NAME):
             raise pyfuse3.FUSEError(pyfuse3.ENOATTR)
         try:
@@ -427,8 +462,13 @@ class Door(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         return self._attributes(entry)
 
-    def drop_fetched(self) -> None:
-        """What listings under way have fetched and not yet handed out names old inodes: fetch it anew."""
+    def drop_remembered(self) -> None:
+        """Names are about to change or to go: ask the index again.
+
+        What listings under way have fetched and not yet handed out names old inodes, and what was opened
+        before may be gone.
+        """
+        self._presenter.forget_opened()
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
                 handle.waiting = iter(())

@@ -57,6 +57,7 @@ from dicomfs.schema import (
 )
 from dicomfs.selection import Selection
 from dicomfs.spelling import PatientKey, PatientName
+from dicomfs.statement import Statement
 from dicomfs.writer import Recollection, Writer
 
 INDEX_NAME: Final = "index.sqlite3"
@@ -257,7 +258,8 @@ _IMAGE = (
     .join(originals, originals.c.id == instances.c.shown)
 )
 
-# Built once: constructing a statement costs more than running it.
+# Built once: constructing a statement costs more than running it. What the kernel waits for goes to SQLite's
+# driver: SQLAlchemy's share of an execution is several times SQLite's own.
 # `patient_contents` and `exam_contents` are asked for one modality at a time: their keys begin with it, so
 # that neither a page nor a name is searched for.
 _PATIENT = select(
@@ -268,7 +270,7 @@ _PATIENT = select(
     patients.c.id_suffix,
     patients.c.updated,
 )
-_PATIENT_PAGE = (
+_PATIENT_PAGE = Statement(
     _PATIENT.add_columns(patient_contents.c.risen)
     .join(patient_contents, patient_contents.c.patient == patients.c.id)
     .where(
@@ -280,15 +282,17 @@ _PATIENT_PAGE = (
     .order_by(patient_contents.c.patient)
     .limit(bindparam("most"))
 )
-_PATIENT_BY_KEY = _PATIENT.where(patients.c.folder_key == bindparam("key"))
-_PATIENT_BY_ID_KEY = _PATIENT.where(patients.c.id_key == bindparam("key"))
-_PATIENT_BY_ID = _PATIENT.where(patients.c.id == bindparam("id"))
-_PATIENT_HOLDS = select(patient_contents.c.latest, patient_contents.c.risen).where(
-    patient_contents.c.modality == bindparam("modality"),
-    patient_contents.c.shows == bindparam("shows"),
-    patient_contents.c.patient == bindparam("patient"),
+_PATIENT_BY_KEY = Statement(_PATIENT.where(patients.c.folder_key == bindparam("key")))
+_PATIENT_BY_ID_KEY = Statement(_PATIENT.where(patients.c.id_key == bindparam("key")))
+_PATIENT_BY_ID = Statement(_PATIENT.where(patients.c.id == bindparam("id")))
+_PATIENT_HOLDS = Statement(
+    select(patient_contents.c.latest, patient_contents.c.risen).where(
+        patient_contents.c.modality == bindparam("modality"),
+        patient_contents.c.shows == bindparam("shows"),
+        patient_contents.c.patient == bindparam("patient"),
+    )
 )
-_PATIENT_SHOWS = (
+_PATIENT_SHOWS = Statement(
     select(exams.c.id)
     .join(
         exam_contents,
@@ -327,22 +331,22 @@ _EXAM_HELD = _EXAM.join(
         exam_contents.c.exam == exams.c.id,
     ),
 ).where(exam_contents.c.day >= bindparam("first_day"), exam_contents.c.since <= bindparam("through"))
-_EXAM_PAGE = (
+_EXAM_PAGE = Statement(
     _EXAM_HELD.where(exams.c.patient == bindparam("patient"), exams.c.id > bindparam("after"))
     .order_by(exams.c.id)
     .limit(bindparam("most"))
 )
-_EXAM_BY_KEY = _EXAM_HELD.where(
-    exams.c.patient == bindparam("patient"), exams.c.folder_key == bindparam("key")
+_EXAM_BY_KEY = Statement(
+    _EXAM_HELD.where(exams.c.patient == bindparam("patient"), exams.c.folder_key == bindparam("key"))
 )
-_EXAM_BY_ID = _EXAM.where(exams.c.id == bindparam("id"))
-_EXAMS_OF_DAY = (
+_EXAM_BY_ID = Statement(_EXAM.where(exams.c.id == bindparam("id")))
+_EXAMS_OF_DAY = Statement(
     _EXAM_HELD.where(exam_contents.c.date == bindparam("date"), exam_contents.c.exam > bindparam("after"))
     .order_by(exam_contents.c.exam)
     .limit(bindparam("most"))
 )
 # A step over all exams of a day at once, so that a listing of days costs what it has days.
-_NEXT_DAY = (
+_NEXT_DAY = Statement(
     select(exam_contents.c.date)
     .where(
         exam_contents.c.modality == bindparam("modality"),
@@ -354,7 +358,7 @@ _NEXT_DAY = (
     .order_by(exam_contents.c.date)
     .limit(1)
 )
-_IN_DAY = (
+_IN_DAY = Statement(
     select(exam_contents.c.exam)
     .where(
         exam_contents.c.modality == bindparam("modality"),
@@ -365,13 +369,15 @@ _IN_DAY = (
     )
     .limit(1)
 )
-_EXAM_HOLDS = select(exam_contents.c.day, exam_contents.c.since).where(
-    exam_contents.c.modality == bindparam("modality"),
-    exam_contents.c.shows == bindparam("shows"),
-    exam_contents.c.date == bindparam("date"),
-    exam_contents.c.exam == bindparam("exam"),
+_EXAM_HOLDS = Statement(
+    select(exam_contents.c.day, exam_contents.c.since).where(
+        exam_contents.c.modality == bindparam("modality"),
+        exam_contents.c.shows == bindparam("shows"),
+        exam_contents.c.date == bindparam("date"),
+        exam_contents.c.exam == bindparam("exam"),
+    )
 )
-_DAY = select(days.c.date, days.c.updated).where(days.c.date == bindparam("date"))
+_DAY = Statement(select(days.c.date, days.c.updated).where(days.c.date == bindparam("date")))
 _EXAMS_BETWEEN = (
     _EXAM.add_columns(exams.c.day)
     .where(
@@ -381,12 +387,17 @@ _EXAMS_BETWEEN = (
     .order_by(exams.c.day, exams.c.id)
     .limit(bindparam("most"))
 )
-_IMAGE_PAGE = (
+_IMAGE_PAGE = Statement(
     _IMAGE.where(
         instances.c.exam == bindparam("exam"),
         instances.c.id.between(bindparam("first"), bindparam("through")),
     )
     .order_by(instances.c.id)
+    .limit(bindparam("most"))
+)
+_IMAGE_PAGE_BACK = (
+    _IMAGE.where(instances.c.exam == bindparam("exam"), instances.c.id <= bindparam("last"))
+    .order_by(instances.c.id.desc())
     .limit(bindparam("most"))
 )
 _INSTANCES_BEFORE = (
@@ -395,24 +406,31 @@ _INSTANCES_BEFORE = (
     .order_by(instances.c.id.desc())
     .limit(bindparam("most"))
 )
-_IMAGE_BY_NAME = _IMAGE.where(
-    series.c.exam == bindparam("exam"),
-    series.c.label_key == bindparam("label_key"),
-    series.c.number == bindparam("series_number"),
-    instances.c.number == bindparam("number"),
-    instances.c.suffix == bindparam("suffix"),
+_IMAGE_BY_NAME = Statement(
+    _IMAGE.where(
+        series.c.exam == bindparam("exam"),
+        series.c.label_key == bindparam("label_key"),
+        series.c.number == bindparam("series_number"),
+        instances.c.number == bindparam("number"),
+        instances.c.suffix == bindparam("suffix"),
+    )
 )
 IMAGE_BY_ID = _IMAGE.where(instances.c.id == bindparam("id"))
 # From the original to its instance, which has one that it shows: there is no way back without a search.
-_IMAGE_SHOWN = _IMAGE.where(
-    instances.c.id
-    == select(originals.c.instance).where(originals.c.id == bindparam("original")).scalar_subquery(),
-    instances.c.shown == bindparam("original"),
+_IMAGE_SHOWN = Statement(
+    _IMAGE.where(
+        instances.c.id
+        == select(originals.c.instance).where(originals.c.id == bindparam("original")).scalar_subquery(),
+        instances.c.shown == bindparam("original"),
+    )
 )
 # In the words of the partial index: of a parameter SQLite cannot know that it is not empty.
 _IN_POOL = and_(instances.c.pool == bindparam("pool"), instances.c.pool != literal_column("''"))
 _POOL_MEMBERS = _IMAGE.where(_IN_POOL).order_by(instances.c.shown)
 _POOL_THROUGH = select(func.max(instances.c.shown)).where(_IN_POOL)
+_POOL_SPAN = select(func.min(instances.c.id).label("first"), func.max(instances.c.id).label("last")).where(
+    _IN_POOL
+)
 _ARRIVALS = (
     select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
@@ -471,8 +489,8 @@ _NOT_SHOWN = (
 )
 _HIGHEST = select(func.max(originals.c.id))
 _CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
-_LAST_ORIGINAL = select(originals.c.received).where(
-    originals.c.id == select(func.max(originals.c.id)).scalar_subquery()
+_LAST_ORIGINAL = Statement(
+    select(originals.c.received).where(originals.c.id == select(func.max(originals.c.id)).scalar_subquery())
 )
 
 
@@ -515,8 +533,8 @@ def _limits(selection: Selection) -> dict[str, Any]:
     }
 
 
-def _image(row: Row[Any]) -> ImageRow:
-    return ImageRow(**row._mapping)
+def _image(row: Any) -> ImageRow:
+    return ImageRow(*row)  # as they are selected
 
 
 FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
@@ -840,15 +858,18 @@ class Index:
 
     # What follows reads; every statement is its own transaction.
 
-    def _rows(self, statement: Any, **values: Any) -> Sequence[Row[Any]]:
+    def _rows(self, statement: Any, **values: Any) -> Sequence[Any]:
         with translated():
+            if isinstance(statement, Statement):
+                return statement.all(self._driver, **values)
             try:
                 return self._connection.execute(statement, values).all()
             finally:
                 # The kept connection must not go on holding a read transaction's bookkeeping.
                 self._connection.rollback()
 
-    def _row(self, statement: Any, **values: Any) -> Row[Any] | None:
+    def _row(self, statement: Any, **values: Any) -> Any:
+        """The first row, None when there is none."""
         rows = self._rows(statement, **values)
         return rows[0] if rows else None
 
@@ -1016,6 +1037,18 @@ class Index:
             first = rows[-1].id + 1
         return page[:most]
 
+    def image_page_back(self, exam: int, last: int, most: int, selection: Selection) -> list[ImageRow]:
+        """Instances of an exam with an id of at most `last` that are such, the newest first."""
+        page: list[ImageRow] = []
+        last = min(last, selection.through)
+        while len(page) < most:
+            rows = self._rows(_IMAGE_PAGE_BACK, exam=exam, last=last, most=most)
+            page += [_image(row) for row in rows if selection.takes(row.modality, row.shows)]
+            if len(rows) < most:
+                break
+            last = rows[-1].id - 1
+        return page[:most]
+
     def instances_before(self, before: int, most: int) -> list[int]:
         """Ids of instances below `before`, the newest first."""
         return [int(row.id) for row in self._rows(_INSTANCES_BEFORE, before=before, most=most)]
@@ -1052,6 +1085,11 @@ class Index:
         """The highest id of an original shown in a pool; 0 when it is empty."""
         row = self._row(_POOL_THROUGH, pool=pool)
         return int(row[0] or 0) if row else 0
+
+    def pool_span(self, pool: str) -> tuple[int, int] | None:
+        """The least and the highest id of the instances of a pool; None when it is empty."""
+        row = self._row(_POOL_SPAN, pool=pool)
+        return (row.first, row.last) if row and row.first is not None else None
 
     def arrivals(self, after: int, most: int) -> list[Arrival]:
         """Originals received after this sequence number, in order."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,7 @@ from dicomfs.fuse import Door
 from dicomfs.mountfile import REPORT_S, MountReporter
 from dicomfs.present import Presenter
 from dicomfs.publish import Publisher
+from dicomfs.stalls import StallMeter
 from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -166,21 +167,26 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
         publisher = Publisher(
             mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
         )
+        stalls = StallMeter()
+        trio.lowlevel.add_instrument(stalls)
         reporter = MountReporter(store, mountpoint, time.time())
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_report, presenter, reporter)
-                await _session(presenter, publisher, mountpoint, options, ready)
+                nursery.start_soon(_report, presenter, stalls, reporter)
+                await _session(presenter, publisher, stalls, mountpoint, options, ready)
                 nursery.cancel_scope.cancel()
         finally:
             reporter.close()
 
 
-async def _report(presenter: Presenter, reporter: MountReporter) -> None:
+async def _report(presenter: Presenter, stalls: StallMeter, reporter: MountReporter) -> None:
     """Tell others what this mount does. *Cancellation*: at any time; a disk that hangs is left behind."""
     limiter = trio.CapacityLimiter(1)
     while True:
-        figures = presenter.figures()
+        loop = stalls.statistics()
+        # What changes all the time is left out: an idle mount has no news.
+        told = {"longest_turn_seconds": loop.longest_s, "turns_above_50_ms": loop.above_50_ms}
+        figures = replace(presenter.figures(), loop=told)
         await trio.to_thread.run_sync(reporter.report, figures, limiter=limiter, abandon_on_cancel=True)
         await trio.sleep(REPORT_S)
 
@@ -188,6 +194,7 @@ async def _report(presenter: Presenter, reporter: MountReporter) -> None:
 async def _session(
     presenter: Presenter,
     publisher: Publisher,
+    stalls: StallMeter,
     mountpoint: Path,
     options: MountOptions,
     ready: Callable[[], None],
@@ -206,7 +213,7 @@ async def _session(
 
     def statistics() -> str:
         asked = ", ".join(f"{name} {number}" for name, number in sorted(door.asked.items()))
-        return f"requests: {asked or 'none'}; {presenter.statistics()}"
+        return f"requests: {asked or 'none'}; {presenter.statistics()}; event loop: {stalls.statistics()}"
 
     # Only a clean end unmounts: after a crash an error is better than a folder that looks empty.
     clean = False
@@ -215,6 +222,7 @@ async def _session(
             nursery.start_soon(_obey_signals, publisher, statistics)
             nursery.start_soon(presenter.follow, publisher.changed)
             nursery.start_soon(publisher.follow)
+            nursery.start_soon(door.callers.watch)
             ready()
             log.info("mounted on %s", mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)

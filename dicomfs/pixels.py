@@ -130,6 +130,11 @@ class Image:
         return self.samples == 3 or self.photometric == "PALETTE COLOR"
 
     @property
+    def is_native(self) -> bool:
+        """True when the transfer syntax leaves the pixels as they are."""
+        return self.syntax in _NATIVE
+
+    @property
     def unused_bits(self) -> int:
         """Bits of a 16-bit word that no stored value uses, as a mask: overlays may lie there."""
         if self.allocated != 16 or self.samples != 1:

@@ -14,6 +14,7 @@ Pure: no files, no processes, no trio. Used by `workers.py` (parent) and `worker
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -65,6 +66,14 @@ class ProbeRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class LengthsRequest:
+    """How long the files of these frames will be; answered by `DONE` with the lengths as text."""
+
+    members: tuple[Source, ...]
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True)
 class NoticeRequest:
     """A picture that shows a sentence; answered by `DONE` with the picture."""
 
@@ -72,7 +81,7 @@ class NoticeRequest:
     reason: str
 
 
-Request = RenderRequest | PoolRequest | ProbeRequest | NoticeRequest
+Request = RenderRequest | PoolRequest | ProbeRequest | LengthsRequest | NoticeRequest
 
 
 class Status(IntEnum):
@@ -117,6 +126,9 @@ def encode_request(request: Request) -> bytes:
             fields = {"op": "pool", "members": sources, "policy": policy}
         case ProbeRequest(recipe):
             fields = {"op": "probe", "recipe": asdict(recipe)}
+        case LengthsRequest(members, recipe):
+            sources = [_source_fields(member) for member in members]
+            fields = {"op": "lengths", "members": sources, "recipe": asdict(recipe)}
         case NoticeRequest(recipe, reason):
             fields = {"op": "notice", "recipe": asdict(recipe), "reason": reason}
     return json.dumps(fields, separators=(",", ":")).encode("ascii")  # ASCII keeps undecodable path bytes
@@ -135,6 +147,9 @@ def decode_request(body: bytes) -> Request:
             return PoolRequest(tuple(_source(member) for member in fields["members"]), fields["policy"])
         case "probe":
             return ProbeRequest(Recipe(**fields["recipe"]))
+        case "lengths":
+            members = tuple(_source(member) for member in fields["members"])
+            return LengthsRequest(members, Recipe(**fields["recipe"]))
         case "notice":
             return NoticeRequest(Recipe(**fields["recipe"]), fields["reason"])
     raise ValueError(f"unknown operation {fields['op']!r}")
@@ -255,6 +270,24 @@ def decode_window(text: str) -> PoolWindow:
     if not (_is_finite(low) and _is_finite(high) and low <= high):
         raise BrokenAnswer("limits of the window are no pair of finite numbers")
     return PoolWindow(float(low), float(high), sentence(reason))
+
+
+def encode_lengths(lengths: Sequence[int | None]) -> str:
+    """Bytes of files, None where that is not known, as the text of an answer."""
+    return json.dumps(lengths)
+
+
+def decode_lengths(text: str, count: int) -> list[int | None]:
+    """So many lengths from the text of an answer, every one checked. Raises BrokenAnswer."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BrokenAnswer("lengths are not JSON") from error
+    if not isinstance(found, list) or len(found) != count:
+        raise BrokenAnswer(f"no list of {count} lengths")
+    if not all(one is None or (type(one) is int and 0 < one <= MAX_DATA_BYTES) for one in found):
+        raise BrokenAnswer("a length that no picture has")
+    return found
 
 
 def _is_finite(value: object) -> bool:

@@ -26,6 +26,8 @@ class Format:
     extension: str
     """With its dot. `tiff` and `tiff16` share one: they are told apart by their folder."""
     kind: Kind = Kind.PICTURE
+    is_uncompressed: bool = False
+    """Of so many pixels a file is always as long (`lengths.py`)."""
     only_sop_class: str = ""
     """UID of the only SOP class that has such files; empty: any, for pictures any with pixel data."""
 
@@ -40,12 +42,12 @@ ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
 FORMATS = {
     "jpg": Format(".jpg"),
     "png": Format(".png"),
-    "tiff": Format(".tif"),
-    "bmp": Format(".bmp"),
+    "tiff": Format(".tif", is_uncompressed=True),
+    "bmp": Format(".bmp", is_uncompressed=True),
     "gif": Format(".gif"),
     "tiff16": Format(".tif", Kind.VALUES),
     "png16": Format(".png", Kind.VALUES),
-    "pdf": Format(".pdf", Kind.DOCUMENT, ENCAPSULATED_PDF),
+    "pdf": Format(".pdf", Kind.DOCUMENT, only_sop_class=ENCAPSULATED_PDF),
     "json": Format(".json", Kind.DOCUMENT),
 }
 """Every rendered format; originals (`dcm`) are not rendered."""

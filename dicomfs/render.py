@@ -51,7 +51,7 @@ def render(source: Source, recipe: Recipe, window: PoolWindow | None) -> bytes:
     decides from this file alone. Raises NotDisplayable when it can never be shown; OSError and MemoryError
     when it cannot be shown now.
     """
-    with _translated():
+    with translated():
         return _file(source.path, source.frame, recipe, window)
 
 
@@ -70,7 +70,7 @@ def decide_pool(members: Sequence[Source], pool_policy: str = "auto") -> PoolWin
     decided = {None if adaptive else from_header(one) for one in wishes}
     if len(decided) == 1 and (only := decided.pop()) is not None:
         return only
-    with _translated():
+    with translated():
         found = list(_each(members, partial(_measured, recipe)))
         return decide([one for one in found if one is not None])
 
@@ -81,7 +81,7 @@ def probe_digest(recipe: Recipe) -> str:
     Changes when an update of any library changes bytes, or our rules change windows, and only then.
     """
     digest = hashlib.sha256(f"{RULES_VERSION} {recipe!r}".encode())
-    with _translated():
+    with translated():
         if FORMATS[recipe.format].kind is not Kind.DOCUMENT:
             for picture in probes.pictures():
                 digest.update(encode(_fitted(picture, recipe), recipe))
@@ -100,7 +100,7 @@ def _probe(file: bytes, recipe: Recipe) -> bytes:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Damage becomes NotDisplayable, in words for a user; libraries' warnings are dropped."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -178,7 +178,7 @@ def _each(members: Sequence[Source], read: Callable[[Image, int], T]) -> Iterato
     """What `read` makes of each member, those left out that are damaged or have no grey pixels."""
     for path, group in groupby(members, key=lambda member: member.path):
         try:
-            with _translated(), open_image(path, TAGS) as image:
+            with translated(), open_image(path, TAGS) as image:
                 yield from _each_frame(image, [member.frame for member in group], read)
         except NotDisplayable:
             continue
@@ -188,7 +188,7 @@ def _each_frame(image: Image, frames: Iterable[int], read: Callable[[Image, int]
     found = []
     for frame in frames if not image.is_colour else ():
         try:
-            with _translated():
+            with translated():
                 found.append(read(image, frame))
         except NotDisplayable:
             continue

@@ -2,19 +2,23 @@
 
 All SQL on `renditions.sqlite3`. The file can be deleted at any time: everything in it is found again by
 rendering. Several mounts of one store share it; whoever decides first is right, everybody else reads
-that back. So two mounts never show one pool with two grey scales. Called by `tree.py` (reads) and
-`present.py`.
+that back. So two mounts never show one pool with two grey scales. Sizes are written many at a time: a
+crash loses some of them, and never more than that. Called by `tree.py` (reads), `present.py`, `pools.py`,
+`follow.py` and `ahead.py`.
 """
 
 import contextlib
 import json
 import logging
+import math
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -26,7 +30,6 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
-    cast,
     create_engine,
     event,
     exc,
@@ -40,6 +43,7 @@ from sqlalchemy.dialects.sqlite import insert
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
 from dicomfs.model import PoolWindow
+from dicomfs.statement import Statement
 
 RENDITIONS_NAME: Final = "renditions.sqlite3"
 """Its name in the store."""
@@ -50,6 +54,14 @@ BUSY_TIMEOUT_S: Final = 2.0
 """Writes are single rows; whoever waits longer than this has met something that hangs."""
 UNRECORDED: Final = 100_000
 """Most sizes, and most windows, kept in memory while the file cannot be written."""
+AT_ONCE: Final = 256
+"""Sizes that are written in one transaction."""
+RETRY_S: Final = 5.0
+"""Between two tries to write sizes to a file that could not be written."""
+
+_SYNCHRONOUS: Final = "PRAGMA synchronous = NORMAL"
+"""Not FULL: losing the last rows in a power cut only means rendering once more."""
+_VERY_MANY: Final = 64 * AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +70,7 @@ metadata = MetaData()
 about = Table(
     "about",
     metadata,
-    Column("key", Text, primary_key=True, comment="schema_version, store_id, followed POLICY"),
+    Column("key", Text, primary_key=True, comment="schema_version, store_id, followed POLICY, unwarmed VIEW"),
     Column("value", Text, nullable=False),
 )
 
@@ -107,31 +119,65 @@ class Decision:
     window: PoolWindow
 
 
-_ONE = select(sizes.c.size, sizes.c.failure).where(
-    sizes.c.recipe == bindparam("recipe"),
-    sizes.c.original == bindparam("original"),
-    sizes.c.frame == bindparam("frame"),
-    sizes.c.version == bindparam("version"),
+_ONE = Statement(
+    select(sizes.c.size, sizes.c.failure).where(
+        sizes.c.recipe == bindparam("recipe"),
+        sizes.c.original == bindparam("original"),
+        sizes.c.frame == bindparam("frame"),
+        sizes.c.version == bindparam("version"),
+    )
 )
-_SIZES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.size).where(
+_OF_FRAMES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.size).where(
     sizes.c.recipe == bindparam("recipe"),
-    sizes.c.original.in_(bindparam("originals", expanding=True)),
     sizes.c.frame.between(bindparam("first"), bindparam("last")),
 )
-_VERSION = select(func.max(pools.c.version)).where(
-    pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
+_SIZES = _OF_FRAMES.where(sizes.c.original.in_(bindparam("originals", expanding=True)))
+_SIZES_OF_ONE = Statement(_OF_FRAMES.where(sizes.c.original == bindparam("original")))
+_VERSION = Statement(
+    select(func.max(pools.c.version).label("latest")).where(
+        pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
+    )
 )
 _VERSIONS = (
     select(pools.c.pool, func.max(pools.c.version))
     .where(pools.c.pool.in_(bindparam("pools", expanding=True)), pools.c.policy == bindparam("policy"))
     .group_by(pools.c.pool)
 )
-_DECISION = select(pools.c.version, pools.c.through, pools.c.window).where(
-    pools.c.pool == bindparam("pool"),
-    pools.c.policy == bindparam("policy"),
-    pools.c.version == bindparam("version"),
+_DECISION = Statement(
+    select(pools.c.version, pools.c.through, pools.c.window).where(
+        pools.c.pool == bindparam("pool"),
+        pools.c.policy == bindparam("policy"),
+        pools.c.version == bindparam("version"),
+    )
 )
 
+
+_NEW_SIZE = insert(sizes)
+_ANNOUNCE = Statement(
+    _NEW_SIZE.on_conflict_do_update(
+        index_elements=sizes.primary_key,
+        set_={"size": _NEW_SIZE.excluded.size, "failure": _NEW_SIZE.excluded.failure},
+    )
+)
+_NEW_NOTE = insert(about)
+_NOTE = Statement(_NEW_NOTE.on_conflict_do_update(["key"], set_={"value": _NEW_NOTE.excluded.value}))
+_NOTE_LATER = Statement(
+    _NEW_NOTE.on_conflict_do_update(
+        ["key"],
+        set_={"value": _NEW_NOTE.excluded.value},
+        where=about.c.value.cast(Integer) < _NEW_NOTE.excluded.value.cast(Integer),
+    )
+)
+_DECIDE = Statement(insert(pools).on_conflict_do_nothing())
+_EXTEND = Statement(
+    pools.update()
+    .where(
+        pools.c.pool == bindparam("of_pool"),
+        pools.c.policy == bindparam("of_policy"),
+        pools.c.version == bindparam("of_version"),
+    )
+    .values(through=func.max(pools.c.through, bindparam("at_least")))
+)
 
 # A literal and no parameter, so that SQLite can tell that the partial index has all of them.
 _FAILURES = (
@@ -143,17 +189,38 @@ _FAILURES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one transaction writes."""
+
+    sizes: Mapping[Key, tuple[int, str]]
+    """Size and failure."""
+    notes: Mapping[str, str]
+    """Of `about`."""
+
+
 class Renditions:
-    """One connection to the renditions file; use it from one thread at a time."""
+    """Two connections to the renditions file: what writes may wait for the disk, and nobody waits for that.
+
+    `write`, `decide`, `extend` and `note_followed` may be called in another thread; everything else belongs
+    to one.
+    """
 
     def __init__(self, path: Path, store_id: str) -> None:
         """Open or make the file; one that is damaged, of another store or version is made anew.
 
         Raises StoreUnavailable when it cannot be opened.
         """
-        self._unrecorded: dict[Key, int] = {}
+        self._unrecorded: dict[Key, tuple[int, str]] = {}
+        """Size and failure, announced and not yet written."""
+        self._notes: dict[str, str] = {}
+        """Of `about`: they rest upon sizes, and are written with or after them."""
+        self._next_try = -math.inf
+        """When writing sizes may be tried again, by the monotonic clock; in the past when all is well."""
         self._first_decisions: dict[tuple[str, str], Decision] = {}
         self._connection = self._open(path)
+        self._writer: sqlite3.Connection | None = None
+        self._writing = threading.Lock()
         try:
             with _translated():
                 usable = self._usable(store_id)
@@ -167,6 +234,14 @@ class Renditions:
             with _translated():
                 self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
                 self._connection.rollback()
+                self._writer = sqlite3.connect(
+                    f"file:{quote(str(path))}?mode=rw",
+                    uri=True,
+                    timeout=BUSY_TIMEOUT_S,
+                    check_same_thread=False,
+                    isolation_level=None,
+                )
+                self._writer.execute(_SYNCHRONOUS)
         except BaseException:
             self.close()
             raise
@@ -200,8 +275,7 @@ class Renditions:
         """Make the tables if need be; False when the file is another store's or version's."""
         connection = self._connection
         switch_to_wal(connection)
-        # Not FULL: losing the last rows in a power cut only means rendering once more.
-        connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
+        connection.exec_driver_sql(_SYNCHRONOUS)
         facts = {"schema_version": str(SCHEMA_VERSION), "store_id": store_id}
         # Locked from the first look on: another mount may be starting at the same moment.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -217,9 +291,26 @@ class Renditions:
         return facts.items() <= found.items()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Write what is not written, and let go of the file."""
+        self._next_try = -math.inf
+        while self._unrecorded or self._notes:
+            if not self.record():
+                break
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         self._connection.close()
         self._connection.engine.dispose()
+
+    def _first(self, statement: Statement, **values: Any) -> Any:
+        """The first row; for what the kernel waits for."""
+        with _translated():
+            return statement.first(self._driver, **values)
+
+    @property
+    def _driver(self) -> sqlite3.Connection:
+        driver: Any = self._connection.connection.dbapi_connection
+        return cast(sqlite3.Connection, driver)
 
     def _all(self, statement: Any, values: Any) -> list[Any]:
         with _translated():
@@ -232,9 +323,11 @@ class Renditions:
     def size(self, key: Key) -> int | None:
         """Bytes of this rendition, or None when it was never rendered."""
         if key in self._unrecorded:
-            return self._unrecorded[key]
-        rows = self._all(_ONE, asdict(key))
-        return int(rows[0].size) if rows else None
+            return self._unrecorded[key][0]
+        row = self._first(
+            _ONE, recipe=key.recipe, original=key.original, frame=key.frame, version=key.version
+        )
+        return int(row.size) if row else None
 
     def sizes(
         self, recipe: str, originals: Sequence[int], frames: tuple[int, int]
@@ -243,37 +336,89 @@ class Renditions:
         if not originals:
             return {}
         first, last = frames
-        values = {"recipe": recipe, "originals": list(originals), "first": first, "last": last}
-        found = {(row.original, row.frame, row.version): row.size for row in self._all(_SIZES, values)}
+        of = {"recipe": recipe, "first": first, "last": last}
+        if len(originals) == 1:
+            with _translated():
+                rows = _SIZES_OF_ONE.all(self._driver, original=originals[0], **of)
+        else:
+            rows = self._all(_SIZES, {"originals": list(originals), **of})
+        found = {(row.original, row.frame, row.version): row.size for row in rows}
         if self._unrecorded:
             wanted = set(originals)
-            for key, size in self._unrecorded.items():
-                if key.recipe == recipe and key.original in wanted:
+            for key, (size, _) in self._unrecorded.items():
+                if key.recipe == recipe and key.original in wanted and first <= key.frame <= last:
                     found[key.original, key.frame, key.version] = size
         return found
 
     def announce(self, key: Key, size: int, failure: str) -> None:
         """Record what a render gave, replacing what was announced before.
 
-        When the file cannot be written (disk full), the size is kept in memory: a picture must not be
-        lost for want of room to note its length.
+        Written by `record` or `write`, for which the caller sees to it; at once only when nobody does.
         """
-        values = {**asdict(key), "size": size, "failure": failure}
-        changed = {"size": size, "failure": failure}
-        statement = insert(sizes).values(values)
+        _keep(self._unrecorded, key, (size, failure))
+        if len(self._unrecorded) >= _VERY_MANY:
+            self.record()
+
+    def record(self) -> bool:
+        """Write a batch here and now; False when the file cannot be written. See `unwritten`."""
+        batch = self.unwritten()
+        if batch is None:
+            return not (self._unrecorded or self._notes)
+        return self.written(batch, is_done=self.write(batch))
+
+    def unwritten(self) -> Batch | None:
+        """Some of what was announced, and when that is all, what was noted; None when there is nothing.
+
+        None also for some seconds after the file could not be written (disk full): all is kept in memory
+        meanwhile, for a picture must not be lost for want of room to note its length.
+        """
+        if not (self._unrecorded or self._notes) or time.monotonic() < self._next_try:
+            return None
+        some = dict(islice(self._unrecorded.items(), AT_ONCE))
+        return Batch(some, dict(self._notes) if len(some) == len(self._unrecorded) else {})
+
+    def write(self, batch: Batch) -> bool:
+        """Write in one transaction; False when the file cannot be written. May be called in a thread."""
         try:
-            self._all(statement.on_conflict_do_update(index_elements=sizes.primary_key, set_=changed), {})
+            with self._transaction() as driver:
+                for key, (size, failure) in batch.sizes.items():
+                    _ANNOUNCE.run(driver, **asdict(key), size=size, failure=failure)
+                for name, text in batch.notes.items():
+                    _NOTE.run(driver, key=name, value=text)
         except StoreUnavailable as error:
-            if not self._unrecorded:
+            if self._next_try == -math.inf:
                 log.warning("sizes are kept in memory only: %s", error)
-            _keep(self._unrecorded, key, size)
-        else:
-            self._unrecorded.pop(key, None)
+            return False
+        return True
+
+    def written(self, batch: Batch, *, is_done: bool) -> bool:
+        """Take note of how `write` ended; returns that."""
+        self._next_try = -math.inf if is_done else time.monotonic() + RETRY_S
+        if is_done:
+            _drop(self._unrecorded, batch.sizes)
+            _drop(self._notes, batch.notes)
+        return is_done
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of the connection that writes; one at a time. Raises StoreUnavailable."""
+        with _translated(), self._writing:
+            if self._writer is None:
+                raise StoreUnavailable("the renditions file is closed")
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                self._writer.execute("COMMIT")
+            finally:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
 
     def failure(self, key: Key) -> str:
         """Why this rendition is a notice; empty for a picture, or when it was never rendered."""
-        rows = self._all(_ONE, asdict(key))
-        return str(rows[0].failure) if rows else ""
+        if key in self._unrecorded:
+            return self._unrecorded[key][1]
+        row = self._first(_ONE, **asdict(key))
+        return str(row.failure) if row else ""
 
     def failures(self, most: int) -> list[tuple[int, int, str]]:
         """(original, frame, reason) of frames that cannot be displayed."""
@@ -281,21 +426,24 @@ class Renditions:
 
     def version(self, pool: str, policy: str) -> int:
         """The latest version decided for a pool; 0 when none is."""
-        return int(self._all(_VERSION, {"pool": pool, "policy": policy})[0][0] or 0)
+        return int(self._first(_VERSION, pool=pool, policy=policy).latest or 0)
 
     def versions(self, pools_wanted: Sequence[str], policy: str) -> dict[str, int]:
         """The latest version decided for each of these pools; undecided ones are missing."""
         if not pools_wanted:
             return {}
+        if len(pools_wanted) == 1:
+            latest = self.version(pools_wanted[0], policy)
+            return {pools_wanted[0]: latest} if latest else {}
         rows = self._all(_VERSIONS, {"pools": list(pools_wanted), "policy": policy})
         return {row[0]: int(row[1]) for row in rows}
 
     def decision(self, pool: str, policy: str, version: int) -> Decision | None:
         """What was decided as this version."""
-        rows = self._all(_DECISION, {"pool": pool, "policy": policy, "version": version})
-        if not rows:
+        row = self._first(_DECISION, pool=pool, policy=policy, version=version)
+        if row is None:
             return self._first_decisions.get((pool, policy)) if version == 1 else None
-        return Decision(rows[0].version, rows[0].through, PoolWindow(**json.loads(rows[0].window)))
+        return Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
 
     def decide(self, pool: str, policy: str, decision: Decision) -> Decision:
         """Record a decision unless this version exists; returns the one that is on record.
@@ -303,16 +451,11 @@ class Renditions:
         When the file cannot be written (disk full), a first decision is kept in memory, for the same
         reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
         """
-        statement = insert(pools).values(
-            pool=pool,
-            policy=policy,
-            version=decision.version,
-            through=decision.through,
-            window=json.dumps(asdict(decision.window)),
-            decided=int(time.time()),
-        )
+        row = {"pool": pool, "policy": policy, "version": decision.version, "through": decision.through}
+        window, now = json.dumps(asdict(decision.window)), int(time.time())
         try:
-            self._all(statement.on_conflict_do_nothing(), {})
+            with self._transaction() as driver:
+                _DECIDE.run(driver, **row, window=window, decided=now)
         except StoreUnavailable as error:
             if decision.version != 1:
                 raise
@@ -331,16 +474,22 @@ class Renditions:
 
     def note_followed(self, policy: str, sequence: int) -> None:
         """See `followed`: what came in later, or while no mount ran, is looked at by the next mount."""
-        statement = insert(about).values(key=f"followed {policy}", value=str(sequence))
-        later = cast(about.c.value, Integer) < sequence
-        self._all(statement.on_conflict_do_update(["key"], set_={"value": str(sequence)}, where=later), {})
+        with self._transaction() as driver:
+            _NOTE_LATER.run(driver, key=f"followed {policy}", value=str(sequence))
+
+    def unwarmed(self, view: str) -> str | None:
+        """What `note_unwarmed` was told of a view; None: nothing."""
+        rows = self._all(select(about.c.value).where(about.c.key == f"unwarmed {view}"), {})
+        return self._notes.get(f"unwarmed {view}", rows[0].value if rows else None)
+
+    def note_unwarmed(self, view: str, text: str) -> None:
+        """Keep a text about what is still to be rendered ahead; it is not written before the sizes are."""
+        self._notes[f"unwarmed {view}"] = text
 
     def extend(self, pool: str, policy: str, version: int, through: int) -> None:
         """Note that a decision still holds for members up to `through`."""
-        statement = pools.update().where(
-            pools.c.pool == pool, pools.c.policy == policy, pools.c.version == version
-        )
-        self._all(statement.values(through=func.max(pools.c.through, through)), {})
+        with self._transaction() as driver:
+            _EXTEND.run(driver, of_pool=pool, of_policy=policy, of_version=version, at_least=through)
 
 
 def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int, str]]:
@@ -375,6 +524,13 @@ def _keep(kept: dict[K, V], key: K, value: V) -> None:
     kept[key] = value
 
 
+def _drop(kept: dict[K, V], written: Mapping[K, V]) -> None:
+    """Take out what was written, but for what has changed meanwhile."""
+    for key, value in written.items():
+        if kept.get(key) == value:
+            del kept[key]
+
+
 def _remove(path: Path) -> None:
     try:
         for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
@@ -389,3 +545,5 @@ def _translated() -> Iterator[None]:
         yield
     except exc.DBAPIError as error:
         raise StoreUnavailable(f"the renditions file cannot be used now: {error.orig}") from error
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the renditions file cannot be used now: {error}") from error

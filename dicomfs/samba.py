@@ -46,6 +46,13 @@ _NO_PRINTERS = (
     _Setting("usershare max shares", "0"),
 )
 
+_SHORT_REPLIES = _Setting(
+    "smb2 max trans",
+    "65536",
+    "A listing comes some 450 names at a time. Clients may ask for 8 MB, all of a folder in one reply, and\n"
+    "wait for the size of its last picture. Not less: whoever watches a folder may ask for 64 kB.",
+)
+
 _GLOBALS = (
     _Setting("server role", "standalone server", "In a domain: member server, and its realm."),
     _Setting("disable netbios", "yes", "One port, no name broadcasts; nmbd is not needed."),
@@ -64,6 +71,7 @@ _GLOBALS = (
     _Setting("ntlm auth", "ntlmv2-only", "The older answers to a challenge are as good as the password."),
     _Setting("map to guest", "never", "A wrong name or password is refused, not turned into a guest."),
     _Setting("restrict anonymous", "2", "No lists of shares or users without a password."),
+    _SHORT_REPLIES,
     *_NO_PRINTERS,
 )
 
@@ -300,6 +308,7 @@ def _private_globals(folder: Path, port: int) -> list[_Setting]:
         _Setting("server min protocol", "SMB3_00"),
         _Setting("map to guest", "bad user"),
         _Setting("guest account", pwd.getpwuid(os.geteuid()).pw_name),
+        _SHORT_REPLIES,
         *_NO_PRINTERS,
         _Setting("logging", "file"),
         _Setting("log level", "0"),

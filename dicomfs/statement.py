@@ -1,7 +1,8 @@
 """SQL that SQLAlchemy compiles once and SQLite's driver executes.
 
-What SQLAlchemy does for each execution takes longer than SQLite itself, and all senders wait for it. Used by
-`owners.py`, `retired.py` and `writer.py`, whose statements run for every object that comes in.
+What SQLAlchemy does for each execution takes longer than SQLite itself, and all senders wait for it, or the
+kernel. Used by `owners.py`, `retired.py` and `writer.py`, whose statements run for every object that comes
+in, and by `index.py` and `renditions.py` for those that lookups, listings and opens run.
 """
 
 import sqlite3

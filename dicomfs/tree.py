@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import IntEnum
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Final
@@ -103,6 +104,7 @@ class Inode:
         return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
 
     @classmethod
+    @lru_cache(maxsize=4096)  # the same folders are asked about again and again
     def of(cls, number: int) -> "Inode | None":
         """The parts of a number; None when it cannot be one of ours."""
         if number == 1:
@@ -188,6 +190,9 @@ class Picture:
     """Whose decision it needs; empty: nobody's."""
     policy: str
     """Which kind of decision (`recipes.pool_policy`)."""
+    folder: Inode
+    """Those who wait for pictures of different folders take turns."""
+    name: FileName
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,8 +459,7 @@ class Tree:
         return numbers if row.id < mark.sequence else numbers[: max(mark.frame + 1 - numbers.start, 0)]
 
     def _file_name(self, row: ImageRow, frame: int, view: _View) -> str:
-        parts = FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
-        return file_name(parts, self._spelling.pad)
+        return file_name(_parts(row, frame, view), self._spelling.pad)
 
     def _file_entries(
         self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
@@ -548,6 +552,26 @@ class Tree:
         for (row, frame), entry in zip(files, entries, strict=True):
             yield Listed(row.id << 14 | frame, entry)
 
+    def listing_back(self, exam: Inode, before: int, most: int) -> list[Listed]:
+        """Files of an exam before a cookie, the last first, at most `most`; none at the beginning."""
+        view = self._view_of(exam)
+        if view is None or exam.kind is not Kind.EXAM:
+            return []
+        last, end = before >> 14, before & 0x3FFF
+        mark = self.gate.mark((view.key, Kind.FILE))
+        files: list[tuple[ImageRow, int]] = []
+        selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
+        for row in self._index.image_page_back(exam.id, last, most + 1, selection):
+            numbers = self._shown_frames(row, view, mark)
+            rest = range(numbers.start, min(numbers.stop, end) if row.id == last else numbers.stop)
+            files += [(row, frame) for frame in reversed(rest[-(most - len(files)) :])]
+            if len(files) >= most:
+                break
+        entries = self._file_entries(files, view)
+        return [
+            Listed(row.id << 14 | frame, entry) for (row, frame), entry in zip(files, entries, strict=True)
+        ]
+
     # Contents
 
     def stored_file(self, inode: Inode) -> tuple[Path, int] | None:
@@ -567,7 +591,19 @@ class Tree:
         frame = max(inode.frame - 1, 0)
         key = Key(view.digest, row.original, frame, inode.version)
         source = Source(self._archive.path(row.hash, row.original), frame)
-        return Picture(key, source, view.recipe, row.pool if view.policy else "", view.policy)
+        pool = row.pool if view.policy else ""
+        folder, name = Inode(Kind.EXAM, row.exam, view.key), _parts(row, inode.frame, view)
+        return Picture(key, source, view.recipe, pool, view.policy, folder, name)
+
+    def beside(self, folder: Inode, name: FileName) -> Inode | None:
+        """The file that bears this name in a folder, if it is shown."""
+        entry = self.lookup(folder, file_name(name, self._spelling.pad))
+        return entry.inode if entry is not None else None
+
+    def is_uncompressed(self, inode: Inode) -> bool:
+        """Whether a file is of a format whose length can be told from the header of its image."""
+        view = self._views.get(inode.format)
+        return view is not None and view.recipe is not None and FORMATS[view.recipe.format].is_uncompressed
 
     def disk(self) -> os.statvfs_result:
         """Size and free space of the disk that holds the originals. Raises OSError."""
@@ -601,8 +637,22 @@ class Tree:
                     yield Inode(Kind.EXAM, row.exam, view.key), entry
 
     def files_of(self, instance: int) -> list[Entry]:
-        """Every rendered file that shows one instance, in every format of this mount."""
-        return [entry for folder, entry in self.names_of(instance) if folder.format != STORED]
+        """Every rendered file that shows one instance, in every format; none if its exam is too old."""
+        row = self._index.image(instance)
+        if row is None or row.day < self.first_day:
+            return []
+        return [
+            entry
+            for view in self._views.values()
+            if view.recipe is not None
+            for entry in self._file_entries([(row, f) for f in self._frame_numbers(row, view)], view)
+        ]
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """For each rendered view a text; where two mounts have the same one, their files are the same."""
+        which = f"{self._frames} {'+'.join(self._modalities)} {self._since.text}".rstrip()
+        return tuple(f"{view.digest} {which}" for view in self._views.values() if view.recipe is not None)
 
     def names_of(self, instance: int) -> list[tuple[Inode, Entry]]:
         """(folder, entry) of every file that shows one instance, the stored one included."""
@@ -733,6 +783,11 @@ class Tree:
             entry = self.entry(holder)
             if entry is not None and not self._holds_such(exam, present):
                 yield self._top(view), entry.name
+
+
+def _parts(row: ImageRow, frame: int, view: _View) -> FileName:
+    """What the name of a file is made of."""
+    return FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
 
 
 def _date(inode: Inode) -> str:

@@ -123,7 +123,7 @@ async def _presenter(
             rendering.workers,
             cache,
             warm=options.warm,
-            ahead_tasks=processes,
+            processes=processes,
             disk=disk,
         )
         rendering.renewed = presenter.render_with

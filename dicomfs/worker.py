@@ -28,6 +28,7 @@ from dicomfs.protocol import (
     MAX_DATA_BYTES,
     READY_JOB,
     Answer,
+    LengthsRequest,
     NoticeRequest,
     PoolRequest,
     ProbeRequest,
@@ -36,6 +37,7 @@ from dicomfs.protocol import (
     Status,
     answer_parts,
     decode_request,
+    encode_lengths,
     encode_window,
     read_request,
     sentence,
@@ -57,13 +59,14 @@ class Tasks(NamedTuple):
     decide_pool: Callable[[Sequence[Source], str], PoolWindow]
     probe_digest: Callable[[Recipe], str]
     notice: Callable[[Recipe, str], bytes]
+    length: Callable[[Source, Recipe], int | None]
 
 
 def load_tasks() -> Tasks:
     """The real tasks; imported here so that limits are in force before any decoder is loaded."""
-    from dicomfs import notice, render  # noqa: PLC0415
+    from dicomfs import lengths, notice, render  # noqa: PLC0415
 
-    return Tasks(render.render, render.decide_pool, render.probe_digest, notice.notice)
+    return Tasks(render.render, render.decide_pool, render.probe_digest, notice.notice, lengths.length)
 
 
 def confine(memory_bytes: int, parent_pid: int) -> None:
@@ -120,8 +123,19 @@ def _dispatch(tasks: Tasks, job: int, request: Request) -> Answer:
             return Answer(job, Status.DONE, encode_window(tasks.decide_pool(members, policy)))
         case ProbeRequest(recipe):
             return Answer(job, Status.DONE, tasks.probe_digest(recipe))
+        case LengthsRequest(members, recipe):
+            found = [_length(tasks, member, recipe) for member in members]
+            return Answer(job, Status.DONE, encode_lengths(found))
         case NoticeRequest(recipe, reason):
             return Answer(job, Status.DONE, data=tasks.notice(recipe, reason))
+
+
+def _length(tasks: Tasks, source: Source, recipe: Recipe) -> int | None:
+    """One of many: what is in the way of it, a render will say."""
+    try:
+        return tasks.length(source, recipe)
+    except (NotDisplayable, OSError, MemoryError):
+        return None
 
 
 def _bounded(picture: bytes) -> bytes:

@@ -12,8 +12,7 @@ Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled
 import logging
 import signal
 import sys
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -23,16 +22,19 @@ from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.protocol import (
     Answer,
     BrokenAnswer,
+    LengthsRequest,
     NoticeRequest,
     PoolRequest,
     ProbeRequest,
     RenderRequest,
     Request,
     Status,
+    decode_lengths,
     decode_window,
     encode_request,
     sentence,
 )
+from dicomfs.turns import Turns
 from dicomfs.workerprocess import WorkerDied, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -72,6 +74,7 @@ class Statistics:
 class _Job:
     body: bytes
     background: bool
+    asker: Hashable = None
     crashes: int = 0
     exhausted: int = 0
     abandoned: bool = False
@@ -111,8 +114,8 @@ class Workers:
         self._start_limit_s = start_limit_s
         self._recycle_after = recycle_after
         self._command = command
-        self._interactive: deque[_Job] = deque()
-        self._background: deque[_Job] = deque()
+        self._interactive: Turns[_Job] = Turns()
+        self._background: Turns[_Job] = Turns()
         self._running: set[_Job] = set()
         self._idle: list[_Idle] = []
         self._cold: list[trio.Event] = []
@@ -138,15 +141,24 @@ class Workers:
                 raise self._broken
         finally:
             self._closed = True
-            for job in (*self._interactive, *self._background, *self._running):
+            waiting = [job for _, job in (*self._interactive, *self._background)]
+            for job in (*waiting, *self._running):
                 self._finish(job, RenderFailed("Rendering has stopped"))
             self._interactive.clear()
             self._background.clear()
 
     async def render(
-        self, source: Source, recipe: Recipe, window: PoolWindow | None, *, background: bool = False
+        self,
+        source: Source,
+        recipe: Recipe,
+        window: PoolWindow | None,
+        *,
+        background: bool = False,
+        asker: Hashable = None,
     ) -> Rendered:
         """One frame as a picture, or the notice that says why it can never be one.
+
+        Those who wait take turns by `asker`: what one asks for does not wait behind all of another's.
 
         A job that crashes its process twice, the second time a fresh one, can never be shown either.
         So can one that needs more memory than a fresh process may have.
@@ -154,7 +166,8 @@ class Workers:
         *Cancellation*: the job leaves the queue; if it already runs it runs to its end, unheard.
         """
         try:
-            answer = await self._ask(RenderRequest(source, recipe, window), background=background)
+            request = RenderRequest(source, recipe, window)
+            answer = await self._ask(request, background=background, asker=asker)
             failure = sentence(answer.text) if answer.status is Status.PERMANENT else None
         except NotDisplayable as error:
             failure = str(error)
@@ -164,13 +177,18 @@ class Workers:
         return Rendered(answer.data, failure)
 
     async def decide_pool(
-        self, members: Sequence[Source], policy: str = "auto", *, background: bool = False
+        self,
+        members: Sequence[Source],
+        policy: str = "auto",
+        *,
+        background: bool = False,
+        asker: Hashable = None,
     ) -> PoolWindow:
-        """The window of a pool under a policy of `recipes.pool_policy`.
+        """The window of a pool under a policy of `recipes.pool_policy`; `asker` as for `render`.
 
         Raises NotDisplayable (a member crashes the decoder), RenderFailed. *Cancellation*: as for `render`.
         """
-        answer = await self._ask(PoolRequest(tuple(members), policy), background=background)
+        answer = await self._ask(PoolRequest(tuple(members), policy), background=background, asker=asker)
         if answer.status is Status.PERMANENT:
             raise NotDisplayable(sentence(answer.text))
         try:
@@ -185,14 +203,29 @@ class Workers:
         """
         return sentence((await self._ask_surely(ProbeRequest(recipe), background=False)).text)
 
-    def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
-        """Somebody waits for what was asked for as background work: if it has not begun, it goes first."""
+    async def lengths(
+        self, members: Sequence[Source], recipe: Recipe, *, background: bool = False
+    ) -> list[int | None]:
+        """Bytes of the pictures' files, of a format that is not compressed; None: they have to be rendered.
+
+        Raises RenderFailed. *Cancellation*: as for `render`.
+        """
+        request = LengthsRequest(tuple(members), recipe)
+        try:
+            return decode_lengths((await self._ask_surely(request, background=background)).text, len(members))
+        except BrokenAnswer as error:
+            raise RenderFailed(f"The render worker answered nonsense: {error}") from error
+
+    def hurry(
+        self, source: Source, recipe: Recipe, window: PoolWindow | None, *, asker: Hashable = None
+    ) -> None:
+        """Somebody waits for what was asked for as background work: if it has not begun, it is his now."""
         body = encode_request(RenderRequest(source, recipe, window))
-        for job in self._background:
+        for _, job in self._background:
             if job.body == body:
-                self._background.remove(job)
-                job.background = False
-                self._interactive.append(job)
+                self._background.remove(job.asker, job)
+                job.background, job.asker = False, asker
+                self._interactive.put(asker, job)
                 self._dispatch()
                 return
 
@@ -210,19 +243,19 @@ class Workers:
 
     # -- the side of the callers
 
-    async def _ask(self, request: Request, *, background: bool) -> Answer:
+    async def _ask(self, request: Request, *, background: bool, asker: Hashable = None) -> Answer:
         """Queue a request and wait: an answer, `DONE` or `PERMANENT`; NotDisplayable after two crashes."""
         if self._closed:
             raise RenderFailed("Rendering has stopped")
-        job = _Job(encode_request(request), background)
-        self._queue(job).append(job)
+        # Background work is done in the order in which it is asked for.
+        job = _Job(encode_request(request), background, None if background else asker)
+        self._queue(job).put(job.asker, job)
         self._dispatch()
         try:
             await job.finished.wait()
         except trio.Cancelled:
             job.abandoned = True
-            if job in self._queue(job):
-                self._queue(job).remove(job)
+            self._queue(job).remove(job.asker, job)
             raise
         if isinstance(job.outcome, Answer):
             return job.outcome
@@ -239,25 +272,25 @@ class Workers:
             raise RenderFailed(sentence(answer.text))
         return answer
 
-    def _queue(self, job: _Job) -> deque[_Job]:
+    def _queue(self, job: _Job) -> Turns[_Job]:
         return self._background if job.background else self._interactive
 
-    def _next(self) -> _Job | None:
-        """The job that may run now and goes first; it stays in its queue."""
+    def _next(self) -> Turns[_Job] | None:
+        """The queue whose first job may run now."""
         if self._interactive:
-            return self._interactive[0]
+            return self._interactive
         busy = sum(job.background for job in self._running)
-        return self._background[0] if self._background and busy < max(1, self._count - 1) else None
+        return self._background if self._background and busy < max(1, self._count - 1) else None
 
     def _dispatch(self) -> None:
         """Give jobs to idle processes; if none is idle have one more started."""
-        while (job := self._next()) is not None:
+        while (queue := self._next()) is not None:
             if not self._idle:
                 if self._cold:
                     self._cold.pop().set()
                 return
             idle = self._idle.pop()
-            self._queue(job).popleft()
+            job = queue.take()
             self._running.add(job)
             idle.job = job
             idle.called.set()
@@ -322,7 +355,7 @@ class Workers:
                 job = await self._take()
             if process.has_ended():  # killed while idle: not the job's fault
                 self._running.discard(job)
-                self._queue(job).appendleft(job)
+                self._queue(job).put_back(job.asker, job)
                 self._dispatch()
                 return None
             if job.abandoned:
@@ -343,6 +376,13 @@ class Workers:
 
     async def _perform(self, process: WorkerProcess, job: _Job) -> bool:
         """Do one job; False when the process is of no more use."""
+        began = trio.current_time()
+        try:
+            return await self._try(process, job)
+        finally:
+            self._queue(job).charge(job.asker, trio.current_time() - began)
+
+    async def _try(self, process: WorkerProcess, job: _Job) -> bool:
         with trio.move_on_after(self._time_limit_s):
             try:
                 answer = await process.ask(job.body)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from smbprotocol.change_notify import CompletionFilter, FileAction, FileSystemWatcher
 from smbprotocol.connection import Connection
-from smbprotocol.exceptions import SMBException
+from smbprotocol.exceptions import NoMoreFiles, SMBException
 from smbprotocol.file_info import FileInformationClass
 from smbprotocol.open import (
     CreateDisposition,
@@ -130,6 +130,13 @@ class Client:
             found = handle.query_directory(pattern, FileInformationClass.FILE_NAMES_INFORMATION)
             names = [one["file_name"].get_value().decode("utf-16-le") for one in found]
             return sorted(name for name in names if name not in (".", ".."))
+
+    def pages(self, path: str) -> Iterator[list[str]]:
+        """A listing with sizes and times, as Windows asks for it: the names of each answer of the server."""
+        with self._folder(path) as handle, suppress(NoMoreFiles):
+            while True:
+                page = handle.query_directory("*", FileInformationClass.FILE_ID_BOTH_DIRECTORY_INFORMATION)
+                yield [one["file_name"].get_value().decode("utf-16-le") for one in page]
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[Open]:

@@ -7,9 +7,8 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -23,19 +22,18 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
-from dicomfs.cache import Cache
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.fuse import Door
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
-from dicomfs.model import Duplicates, PoolWindow, Receipt, Recipe, Source, Stored
-from dicomfs.present import Presenter
+from dicomfs.model import Duplicates, PoolWindow, Receipt, Source, Stored
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
-from dicomfs.tree import Entry, Inode, Kind
-from dicomfs.workers import Rendered, Workers
-from tests.made import add, data_set, encoded, header, listed, save, tree
+from dicomfs.tree import Entry, Inode
+from dicomfs.workers import Workers
+from tests.made import add, data_set, encoded, header, save
+from tests.presenting import EXAM, QUIET_S, Painters, Shown, run, showing, take, window
 from tests.smb import client
 from tests.support import (
     ROOT,
@@ -49,79 +47,7 @@ from tests.support import (
     wait_until,
 )
 
-QUIET_S = 5.0
-EXAM = Inode(Kind.EXAM, 1, "jpg")
-
-
-# In-process, on a clock that jumps: the presenter with workers that are quick and countable.
-
-
-@dataclass(eq=False)
-class Painters:
-    """Render workers without processes: a picture says which window it was made with."""
-
-    window: PoolWindow
-    decided: int = 0
-    rendered: int = 0
-    most: int = 0
-    """Most pictures that were painted at once."""
-    _busy: int = 0
-    trouble: Exception | None = None
-    seen: list[Source] = field(default_factory=list)
-    extra: bytes = b""
-
-    async def decide_pool(
-        self,
-        members: Sequence[Source],
-        policy: str = "auto",  # noqa: ARG002  as Workers
-        *,
-        background: bool = False,  # noqa: ARG002  as Workers
-    ) -> PoolWindow:
-        self.decided += 1
-        self.seen = list(members)
-        window = self.window
-        await trio.sleep(0.01)
-        if self.trouble:
-            raise self.trouble
-        return window
-
-    async def render(
-        self,
-        source: Source,
-        recipe: Recipe,  # noqa: ARG002  as Workers
-        window: PoolWindow | None,
-        *,
-        background: bool = False,  # noqa: ARG002  as Workers
-    ) -> Rendered:
-        self.rendered += 1
-        self._busy += 1
-        self.most = max(self.most, self._busy)
-        await trio.sleep(0.01)
-        self._busy -= 1
-        if self.trouble:
-            raise self.trouble
-        return Rendered(f"{source.path.name} {source.frame} {window}".encode() + self.extra, None)
-
-    def hurry(self, source: Source, recipe: Recipe, window: PoolWindow | None) -> None:
-        pass
-
-
-@dataclass(eq=False)
-class Shown:
-    """One presenter over a store, followed in the background."""
-
-    presenter: Presenter
-    index: Index
-    renditions: Renditions
-    painters: Painters
-    changed: list[tuple[Inode, str]]
-
-    def entries(self) -> list[Entry]:
-        return listed(self.presenter.tree, EXAM)
-
-
-def window(high: float) -> PoolWindow:
-    return PoolWindow(0.0, high, "test")
+# In-process
 
 
 @pytest.fixture
@@ -130,55 +56,6 @@ def writer(tmp_path: Path) -> Iterator[Index]:
     opened = Index(tmp_path / "index.sqlite3", create=True)
     yield opened
     opened.close()
-
-
-def take(folder: Path, writer: Index, *numbers: int, pool: str = "p") -> None:
-    """Receive images of one pool; their originals are empty files."""
-    for number in numbers:
-        add(writer, header(sop_instance_uid=f"2.25.9{number}", instance_number=number, pool=pool))
-        row = writer.image(writer.last_sequence())
-        assert row is not None
-        path = Archive(folder).path(row.hash, row.original)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-
-
-@asynccontextmanager
-async def showing(
-    folder: Path, high: float = 100.0, *, warm: bool = False, ahead_tasks: int = 1, follow: bool = True
-) -> AsyncIterator[Shown]:
-    index = Index(folder / "index.sqlite3")
-    view, renditions = tree(folder, index)
-    painters = Painters(window(high))
-    changed: list[tuple[Inode, str]] = []
-    presenter = Presenter(
-        view,
-        index,
-        renditions,
-        cast("Workers", painters),
-        Cache(1 << 20, len),
-        warm=warm,
-        quiet_s=QUIET_S,
-        ahead_tasks=ahead_tasks,
-    )
-
-    async def note(names: Sequence[tuple[Inode, str]]) -> None:
-        changed.extend(names)
-
-    try:
-        async with trio.open_nursery() as nursery:
-            if follow:
-                nursery.start_soon(presenter.follow, note)
-            await trio.sleep(1)  # the clock jumps: the first look at the index is done
-            yield Shown(presenter, index, renditions, painters, changed)
-            nursery.cancel_scope.cancel()
-    finally:
-        renditions.close()
-        index.close()
-
-
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) -> None:
@@ -192,6 +69,35 @@ def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) ->
             assert shown.painters.decided == 1
             assert shown.painters.rendered == 20
             assert len(shown.painters.seen) == 20
+
+    run(scenario)
+
+
+def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2)
+
+    class Busy(Painters):
+        async def decide_pool(
+            self,
+            members: Sequence[Source],
+            policy: str = "auto",
+            *,
+            background: bool = False,
+            asker: Hashable = None,
+        ) -> PoolWindow:
+            if background:
+                await trio.sleep_forever()
+            return await super().decide_pool(members, policy, asker=asker)
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
+            shown.presenter.render_with(cast(Workers, Busy(window(100.0))))
+            first, second = shown.entries()
+            nursery.start_soon(partial(shown.presenter.contents, first.inode, background=True))
+            await trio.sleep(1)
+            with trio.fail_after(60):
+                assert await shown.presenter.contents(second.inode)
+            nursery.cancel_scope.cancel()
 
     run(scenario)
 
@@ -367,11 +273,11 @@ def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, wri
 
 def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, writer: Index) -> None:
     async def scenario() -> None:
-        async with showing(tmp_path, warm=True, ahead_tasks=3) as shown:
+        async with showing(tmp_path, warm=True, processes=3) as shown:
             take(tmp_path, writer, *range(1, 11), pool="")
             await trio.sleep(2)
             assert shown.painters.rendered == 10
-            assert shown.painters.most == 3
+            assert shown.painters.most == 2  # one process is left to people
             assert None not in [entry.size for entry in shown.entries()]
             take(tmp_path, writer, *range(11, 21))  # a pool, that is decided when all of it is there
             await trio.sleep(3 * QUIET_S)

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from dicomfs.samba import PreparedSmbd, configuration, glusterfs_fuse_available, prepare, samba_version
+from tests.smb import client
 from tests.support import Running, connects, free_port, lacking, require, running, smbclient, wait_until
 
 CONTENT = bytes(range(256)) * 500
@@ -86,6 +87,21 @@ def test_share_lists_and_gives_files(share: Share, tmp_path: Path) -> None:
     assert re.search(rf"FIESTA_4_12\.jpg +\w+ +{len(CONTENT)} ", listed.stdout)
     got = smbclient(share.prepared.port, 'get "Müller Anna/2003-01-10/FIESTA_4_12.jpg" got.jpg', cwd=tmp_path)
     assert (tmp_path / "got.jpg").read_bytes() == CONTENT, got.stdout
+
+
+def test_a_long_listing_comes_in_several_replies(share: Share) -> None:
+    """So the first of them need not wait for what is known of the last picture."""
+    names = [f"FIESTA_4_{number}.jpg" for number in range(1, 1001)]
+    folder = share.scratch / "share" / "long"
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    with client(share.prepared.port, share.prepared.share_name) as smb:
+        # With sizes, as smbclient asks for them, a name takes 104 bytes and two for each character.
+        assert smb.tree.session.connection.max_transact_size < len(names) * (104 + 2 * len(names[0]))
+        assert smb.names("long") == sorted(names)
+    listed = smbclient(share.prepared.port, "cd long; ls").stdout
+    assert len(re.findall(r"FIESTA_4_[0-9]+\.jpg", listed)) == len(names)
 
 
 def test_share_speaks_nothing_older_than_smb3(share: Share) -> None:

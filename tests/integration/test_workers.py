@@ -120,8 +120,15 @@ def probe_digest(recipe):
 def notice(recipe, reason):
     return f"NOTICE {recipe.format}: {reason}".encode()
 
+def length(source, recipe):
+    if source.path.name == "crash":
+        crash()
+    if source.path.name == "never":
+        raise NotDisplayable("no decoder")
+    return None if source.path.name == "compressed" else 1000 + source.frame
+
 PROTOCOL = 3  # the first free descriptor: the worker keeps its standard output there
-worker.run(lambda: worker.Tasks(render, decide_pool, probe_digest, notice), *map(int, sys.argv[1:]))
+worker.run(lambda: worker.Tasks(render, decide_pool, probe_digest, notice, length), *map(int, sys.argv[1:]))
 '''
 
 
@@ -211,12 +218,14 @@ def test_every_operation_through_a_process(command: tuple[str, ...]) -> None:
             members = [source("a"), source("b"), source("c")]
             assert await workers.decide_pool(members) == PoolWindow(-0.1, 3.0, "counted")
             assert (await workers.decide_pool(members, "header")).reason == "header"
+            asked = [source("a"), source("compressed"), source("never")]
+            assert await workers.lengths(asked, RECIPE) == [1000, None, None]
             assert await workers.probe(RECIPE) == "digest of jpg"
             never = await workers.render(source("never=J2K"), RECIPE, None)
             assert never == Rendered(b"NOTICE jpg: no decoder for J2K", "no decoder for J2K")
             with pytest.raises(NotDisplayable, match="no decoder"):
                 await workers.decide_pool([source("never")])
-            assert workers.statistics().done == 6
+            assert workers.statistics().done == 7
             assert workers.statistics().processes == 1
 
     run(main)
@@ -320,6 +329,8 @@ def test_pool_with_a_member_that_crashes(command: tuple[str, ...]) -> None:
         async with running(command) as workers:
             with pytest.raises(NotDisplayable, match="decoder crashed"):
                 await workers.decide_pool([source("a"), source("crash")])
+            with pytest.raises(RenderFailed):
+                await workers.lengths([source("a"), source("crash")], RECIPE)
             with pytest.raises(RenderFailed, match="nonsense"):
                 await workers.decide_pool([source("nonsense")])
 
@@ -476,6 +487,30 @@ def test_interactive_before_background_and_fifo_within(command: tuple[str, ...],
             gate.open()
             await until(lambda: len(order) == 4)
         assert order == ["i1", "i2", "b1", "b2"]
+
+    run(main)
+
+
+def test_those_who_ask_take_turns(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Three pictures of one folder wait; one of another folder is not the last."""
+
+    async def main() -> None:
+        order: list[str] = []
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers, trio.open_nursery() as nursery:
+
+            async def ask(name: str, folder: int) -> None:
+                await workers.render(source(f"echo={name}"), RECIPE, None, asker=folder)
+                order.append(name)
+
+            nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            await until(gate.somebody_waits)
+            for number, (name, folder) in enumerate([("a1", 1), ("a2", 1), ("a3", 1), ("b1", 2)]):
+                nursery.start_soon(ask, name, folder)
+                await until(lambda number=number: workers.statistics().waiting == number + 1)  # type: ignore[misc]
+            gate.open()
+            await until(lambda: len(order) == 4)
+        assert order == ["a1", "b1", "a2", "a3"]
 
     run(main)
 

@@ -4,10 +4,12 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from dicomfs import index as reading
 from dicomfs.errors import StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.index import LOCKED_TIMEOUT_S, Index
 from dicomfs.model import Header, Receipt
@@ -47,6 +49,11 @@ def other(number: int, **changes: object) -> Header:
     """An image of another study."""
     uids = {name: f"2.25.{number}{place}" for place, name in enumerate(("study_uid", "series_uid"))}
     return header(**{"sop_instance_uid": f"2.25.{number}2", **uids, **changes})
+
+
+def test_rows_of_images_are_selected_in_the_order_of_their_fields() -> None:
+    columns = [column.key for column in reading._IMAGE.selected_columns]
+    assert columns == [field.name for field in fields(reading.ImageRow)]
 
 
 # Patients

@@ -23,8 +23,10 @@ ORDER = (
     *("association", "scp", "importer"),
     *(
         "protocol",
+        "lengths",
         "worker",
         "workerprocess",
+        "turns",
         "workers",
         "twoqueue",
         "cache",
@@ -32,11 +34,19 @@ ORDER = (
         "diskcache",
         "gate",
         "tree",
+        "pools",
+        "spans",
+        "ahead",
+        "follow",
+        "stepping",
+        "prefetch",
         "present",
         "view",
         "offline",
         "explain",
         "publish",
+        "stalls",
+        "callers",
         "fuse",
         "mount",
     ),
@@ -69,7 +79,9 @@ PRESENT = {
     "render",
     "renditions",
     "protocol",
+    "lengths",
     "worker",
+    "turns",
     "workers",
     "twoqueue",
     "cache",
@@ -77,11 +89,18 @@ PRESENT = {
     "diskcache",
     "gate",
     "tree",
+    "pools",
+    "ahead",
+    "follow",
+    "stepping",
+    "prefetch",
     "present",
     "view",
     "offline",
     "explain",
     "publish",
+    "stalls",
+    "callers",
     "fuse",
     "mount",
 }
@@ -90,7 +109,7 @@ BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand
 
 CODECS = {"pixels", "codestream", "video"}
 DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
-GREY = {"display", "frames", "grey", "histogram", "measurement", "subtraction", "window"} | DRAWING
+GREY = {"display", "frames", "grey", "histogram", "lengths", "measurement", "subtraction", "window"} | DRAWING
 HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "marks", "planes"}
 HOME = {
     "PIL": DRAWING,
@@ -112,18 +131,8 @@ HOME = {
     "rich": {"cli"},
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
-    "trio": {
-        "workerprocess",
-        "workers",
-        "cache",
-        "diskcache",
-        "present",
-        "view",
-        "offline",
-        "publish",
-        "fuse",
-        "mount",
-    },
+    "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
+    | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -17,6 +17,7 @@ from dicomfs.protocol import (
     Answer,
     AnswerReader,
     BrokenAnswer,
+    LengthsRequest,
     NoticeRequest,
     PoolRequest,
     ProbeRequest,
@@ -24,8 +25,10 @@ from dicomfs.protocol import (
     Request,
     Status,
     answer_parts,
+    decode_lengths,
     decode_request,
     decode_window,
+    encode_lengths,
     encode_request,
     encode_window,
     frame_request,
@@ -42,6 +45,7 @@ REQUESTS: list[Request] = [
     PoolRequest((SOURCE, NOT_UTF8)),
     PoolRequest((SOURCE,), "header,shutters=off"),
     ProbeRequest(RECIPE),
+    LengthsRequest((SOURCE, NOT_UTF8), RECIPE),
     NoticeRequest(RECIPE, "No decoder for 1.2.840.10008.1.2.4.100 – sorry"),
 ]
 
@@ -171,3 +175,17 @@ def test_hostile_window_is_broken(text: str) -> None:
 def test_sentence_is_one_bounded_printable_line() -> None:
     assert sentence("two\nlines\x1b[31m  and\ta tab ") == "two lines?[31m and a tab"
     assert len(sentence("x" * 100_000)) == 500
+
+
+def test_lengths_arrive_as_they_were_sent() -> None:
+    lengths = [1, None, 786_486]
+    assert decode_lengths(encode_lengths(lengths), 3) == lengths
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[1]", "[1, 2, 3]", "[1, 0]", "[1, -5]", "[1, 1.5]", "[1, true]", "[1, 1e400]", "[" * 9999],
+)
+def test_lengths_that_cannot_be(text: str) -> None:
+    with pytest.raises(BrokenAnswer):
+        decode_lengths(text, 2)

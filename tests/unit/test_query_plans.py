@@ -8,11 +8,12 @@ import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Executable, Select, event
+from sqlalchemy import Executable, Select
 from sqlalchemy.dialects.sqlite import dialect
 
 from dicomfs import index as reading
@@ -25,6 +26,7 @@ from dicomfs.renditions import Decision, Key, Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
+from dicomfs.tree import Inode, Kind
 from tests.made import add, header, tree, walk
 
 GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
@@ -53,7 +55,7 @@ def plan(database: Path, statement: str, parameters: Any) -> list[str]:
     with closing(sqlite3.connect(database)) as connection:
         rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
     harmless = {"SCAN CONSTANT ROW", "SCAN counter"}  # a table of one row
-    if statement.startswith("SELECT EXISTS"):
+    if statement.startswith("SELECT EXISTS") or " LIMIT 1 " in statement:
         harmless.add("SCAN retired")  # stops at the first row
     if "LIMIT" in statement:
         harmless.add("USE TEMP B-TREE FOR DISTINCT")  # of no more than it gives
@@ -108,7 +110,7 @@ def test_the_check_sees_what_is_bad(store: Path) -> None:
 def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
     tmp_path: Path, layout: Layout, modalities: tuple[str, ...]
 ) -> None:
-    ran: set[tuple[str, str, tuple[Any, ...]]] = set()
+    ran: set[tuple[str, str]] = set()
     with closing(Index(tmp_path / "index.sqlite3", create=True)) as index:
         add(index, header())
         shown, renditions = tree(
@@ -120,12 +122,9 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
             spelling=Spelling(Label.NAME_ID),
         )
         with closing(renditions):
-            for engine, name in (
-                (index._engine, "index.sqlite3"),
-                (renditions._connection.engine, "renditions.sqlite3"),
-            ):
-                note = _noting(ran, name)
-                event.listen(engine, "before_cursor_execute", note)
+            # Asked of SQLite itself: some statements do not go by way of SQLAlchemy.
+            for driver, name in ((index._driver, "index"), (renditions._driver, "renditions")):
+                driver.set_trace_callback(partial(_note, ran, f"{name}.sqlite3"))
             add(index, header(sop_instance_uid="2.25.4"), header(sop_instance_uid="2.25.4", rows=1))
             renditions.announce(Key("digest of jpg", 1, 0, 0), 5, "")
             renditions.decide("1:p", "auto", Decision(1, 1, PoolWindow(None, None, "")))
@@ -145,19 +144,21 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
             index.arrivals(0, 100)
             index.data_version()
             shown.pool_sources("1:p", 4)
+            shown.listing_back(Inode(Kind.EXAM, 1, "jpg"), 2**62, 4)
+            shown.files_of(1)
+            index.pool_span("1:p")
+            index.instances_before(9, 1)
     assert len(ran) > 20
     scanning = {
         statement
-        for database, statement, parameters in ran
+        for database, statement in ran
         if statement.split()[0] in ("SELECT", "UPDATE", "INSERT", "DELETE")
-        for line in plan(tmp_path / database, statement, parameters)
+        for line in plan(tmp_path / database, statement, ())
         if any(word in line for word in BAD)
     }
     assert scanning == set()
 
 
-def _noting(ran: set[tuple[str, str, tuple[Any, ...]]], database: str) -> Any:
-    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        ran.add((database, statement, tuple(parameters)))
-
-    return note
+def _note(ran: set[tuple[str, str]], database: str, statement: str) -> None:
+    """A statement with its values written into it."""
+    ran.add((database, statement))

@@ -4,13 +4,14 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dicomfs.errors import StoreUnavailable
 from dicomfs.model import PoolWindow
-from dicomfs.renditions import Decision, Key, Renditions
+from dicomfs.renditions import AT_ONCE, Decision, Key, Renditions, failures_noted
 
 KEY = Key("digest", 3, 0, 1)
 FULL_PAGES = "PRAGMA max_page_count = 1"
@@ -34,8 +35,8 @@ def decision(version: int, low: float, through: int = 5) -> Decision:
 
 
 def fill_up(renditions: Renditions) -> None:
-    renditions._connection.exec_driver_sql(FULL_PAGES)
-    renditions._connection.rollback()
+    assert renditions._writer is not None
+    renditions._writer.execute(FULL_PAGES)
 
 
 def test_sizes(renditions: Renditions) -> None:
@@ -47,6 +48,7 @@ def test_sizes(renditions: Renditions) -> None:
     assert renditions.sizes("digest", [3, 4], (0, 7)) == {(3, 0, 1): 10, (3, 7, 1): 20}
     assert renditions.sizes("digest", [3, 4], (1, 7)) == {(3, 7, 1): 20}
     assert renditions.sizes("digest", [], (0, 7)) == {}
+    assert renditions.record()
     assert renditions.failures(10) == [(3, 7, "damaged")]
     renditions.announce(KEY, 11, "")
     assert renditions.size(KEY) == 11
@@ -133,6 +135,7 @@ def test_locked_file_is_not_thrown_away(
     path: Path, renditions: Renditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     renditions.announce(KEY, 10, "")
+    renditions.record()
     monkeypatch.setattr("dicomfs.renditions.OPEN_TIMEOUT_S", 0.05)
     with sqlite3.connect(path, isolation_level=None) as raw:
         raw.execute("BEGIN IMMEDIATE")
@@ -150,9 +153,94 @@ def test_many_mounts_may_start_at_once(path: Path) -> None:
         opened = list(threads.map(lambda _: Renditions(path, "store"), range(8)))
     for number, one in enumerate(opened):
         one.announce(Key("digest", number, 0, 0), number, "")
+        one.record()
     assert len(opened[0].sizes("digest", range(8), (0, 0))) == 8
     for one in opened:
         one.close()
+
+
+def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) -> None:
+    second = Renditions(path, "store")
+    keys = [Key("digest", number, 0, 1) for number in range(AT_ONCE)]
+    for key in keys:
+        renditions.announce(key, 10, "")
+        assert renditions.size(key) == 10
+    assert second.sizes("digest", range(AT_ONCE), (0, 0)) == {}  # what a crash would lose now
+    assert renditions.record()
+    assert set(second.sizes("digest", range(AT_ONCE), (0, 0))) == {(key.original, 0, 1) for key in keys}
+    renditions.announce(KEY, 11, "")
+    assert renditions.sizes("digest", [3], (0, 0)) == {(3, 0, 1): 11}
+    assert renditions.sizes("digest", [3], (1, 9)) == {}
+    renditions.record()
+    assert second.size(KEY) == 11
+    second.close()
+
+
+def test_what_nobody_writes_down_is_bounded(path: Path, renditions: Renditions) -> None:
+    """Who renders to files follows nothing, and closes at the end."""
+    for number in range(65 * AT_ONCE):
+        renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
+    assert len(renditions._unrecorded) <= 64 * AT_ONCE
+    assert failures_noted(path, "store", 10) == [(0, 0, "damaged")]
+
+
+def test_readers_go_on_while_a_batch_is_written_in_a_thread(path: Path, renditions: Renditions) -> None:
+    """Another process holds the lock of those who write: nobody who reads waits for it."""
+    renditions.announce(KEY, 10, "")
+    batch = renditions.unwritten()
+    assert batch is not None
+    with closing(sqlite3.connect(path, isolation_level=None)) as other, ThreadPoolExecutor(1) as threads:
+        other.execute("BEGIN IMMEDIATE")
+        writing = threads.submit(renditions.write, batch)
+        assert renditions.size(Key("digest", 77, 0, 1)) is None
+        assert renditions.size(KEY) == 10
+        renditions.announce(KEY, 11, "")
+        assert not writing.done()
+        other.execute("COMMIT")
+        assert writing.result()
+    assert renditions.written(batch, is_done=True)
+    # What was announced anew meanwhile is still to be written.
+    assert renditions.size(KEY) == 11
+    assert renditions.record()
+    with closing(Renditions(path, "store")) as second:
+        assert second.size(KEY) == 11
+
+
+def test_what_is_still_to_be_warmed_is_never_written_before_sizes(path: Path, renditions: Renditions) -> None:
+    second = Renditions(path, "store")
+    for number in range(AT_ONCE - 1):
+        renditions.announce(Key("digest", number, 0, 1), 10, "")
+    renditions.note_unwarmed("jpg", "1-7")
+    assert renditions.unwarmed("jpg") == "1-7"
+    assert second.unwarmed("jpg") is None
+    renditions.record()
+    assert second.unwarmed("jpg") == "1-7"
+    assert len(second.sizes("digest", range(AT_ONCE), (0, 0))) == AT_ONCE - 1
+    second.close()
+
+
+def test_sizes_that_could_not_be_written_are_written_later(
+    path: Path,
+    renditions: Renditions,
+    expected_warnings: list[logging.LogRecord],
+) -> None:
+    fill_up(renditions)
+    numbers = range(2 * AT_ONCE)
+    for number in numbers:
+        renditions.announce(Key("digest " + "x" * 200, number, 0, 1), 10, "")
+    renditions.note_unwarmed("jpg", "1-7")
+    assert not renditions.record()
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA max_page_count = 100000")
+    assert not renditions.record()  # not tried so soon again
+    renditions._next_try = 0.0
+    assert renditions.record()
+    assert renditions.record()
+    second = Renditions(path, "store")
+    assert len(second.sizes("digest " + "x" * 200, numbers, (0, 0))) == len(numbers)
+    assert second.unwarmed("jpg") == "1-7"
+    second.close()
+    assert len(expected_warnings) == 1
 
 
 def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCaptureFixture) -> None:
@@ -162,6 +250,7 @@ def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCa
     for number, pool in enumerate(pools):
         renditions.announce(Key("digest " + "x" * 200, number, 0, 0), number, "")
         assert renditions.decide(pool, "auto", decision(1, 0.0)) == decision(1, 0.0)
+        renditions.record()
     assert renditions.size(KEY) == 10
     recipe = "digest " + "x" * 200
     assert renditions.sizes(recipe, range(200), (0, 0)) == {(n, 0, 0): n for n in range(200)}
@@ -179,5 +268,6 @@ def test_memory_for_what_cannot_be_written_is_bounded(
     fill_up(renditions)
     for number in range(500):
         renditions.announce(Key("x" * 500, number, 0, 0), 1, "")
+        renditions.record()
     assert len(renditions._unrecorded) == 10
     assert renditions.size(Key("x" * 500, 499, 0, 0)) == 1

@@ -140,6 +140,26 @@ def test_stored_files_have_their_size() -> None:
         assert entry.size == DATA_SET_OFFSET + 1001  # what `add` claims for the first
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 50])
+def test_listing_backwards_is_the_other_way_round(most: int) -> None:
+    headers = [
+        header(sop_instance_uid=f"2.25.{number}", instance_number=number, frames=1 + number % 3)
+        for number in range(1, 9)
+    ]
+    with view(*headers) as (shown, _, _):
+        exam = Inode(Kind.EXAM, 1, "jpg")
+        forwards = list(shown.listing(exam, 0, 1000))
+        assert len(forwards) == sum(one.frames for one in headers)
+        for end in (*(item.cookie for item in forwards), 2**62):
+            backwards, place = [], end
+            while page := shown.listing_back(exam, place, most):
+                assert len(page) <= most
+                backwards += page
+                place = page[-1].cookie
+            assert backwards == [item for item in reversed(forwards) if item.cookie < end]
+        assert shown.listing_back(shown.root, 2**62, most) == []
+
+
 def test_sizes_are_unknown_until_announced() -> None:
     with view(header(frames=3)) as (shown, _, renditions):
         exam = Inode(Kind.EXAM, 1, "jpg")

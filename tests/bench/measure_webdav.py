@@ -3,24 +3,20 @@
 The stored files (`formats=dcm`) on our side, as Orthanc lists the stored files, too.
 """
 
-import json
 import os
 import re
 import subprocess
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urljoin
 
 from dicomfs import samba
 from tests.bench.images import write_mr
+from tests.bench.orthanc import orthanc
 from tests.bench.table import Line, Result, Scale, in_turn
 from tests.support import (
-    LOCALHOST,
     command_line,
     connects,
-    find_tool,
     free_port,
     mounted,
     require,
@@ -46,7 +42,7 @@ def measure(scale: Scale, scratch: Path) -> Result:
     mount = command_line("mount", "--quiet", "--store", store, point, "-o", "formats=dcm")
     smbd = samba.prepare(scratch / "smbd", point, free_port())
     with (
-        _orthanc(scratch / "orthanc", images.paths, without=scale.without) as url,
+        orthanc(scratch / "orthanc", images.paths, without=scale.without) as url,
         running(mount, scratch / "log", lambda: mounted(point), "the mount", mountpoint=point),
         running(smbd.argv, scratch / "said", lambda: connects(smbd.port), "smbd answers", env=smbd.env),
     ):
@@ -57,7 +53,7 @@ def measure(scale: Scale, scratch: Path) -> Result:
             ),
         }
         if url:
-            series = _series_url(url)
+            series = _series_url(f"{url}/webdav/by-uids/")
             work["WebDAV"] = lambda: _check(_propfind(series).count(".dcm"), scale.listed)
         first = in_turn(1, work, lambda: None)
         taken = in_turn(2 * scale.rounds, work, lambda: None)
@@ -98,26 +94,3 @@ def _series_url(url: str) -> str:
             break
         url = deeper[0].rstrip("/") + "/"
     raise RuntimeError(f"no series below {url}")
-
-
-@contextmanager
-def _orthanc(folder: Path, images: list[Path], without: frozenset[str]) -> Iterator[str]:
-    """Orthanc that has taken in these images; the address of its WebDAV, or nothing if it is not here."""
-    tool = find_tool("Orthanc")
-    if "orthanc" in without or tool is None:
-        yield ""
-        return
-    folder.mkdir()
-    port, http = free_port(), free_port()
-    storage = str(folder / "storage")
-    places = {"StorageDirectory": storage, "IndexDirectory": storage, "DicomPort": port, "HttpPort": http}
-    doors = {"AuthenticationEnabled": False, "RemoteAccessAllowed": False, "WebDavEnabled": True}
-    configuration = {**places, **doors, "Plugins": [], "DicomAlwaysAllowStore": True}
-    (folder / "orthanc.json").write_text(json.dumps(configuration), encoding="utf-8")
-    argv = [tool, str(folder / "orthanc.json")]
-    ready = lambda: connects(port) and connects(http)  # noqa: E731  a def would say no more
-    with running(argv, folder / "log", ready, "Orthanc answers", seconds=60):
-        sender = ["storescu", "-aec", "ORTHANC", LOCALHOST, str(port), *map(str, images)]
-        environment = {**os.environ, "TCP_NODELAY": "1"}
-        subprocess.run(sender, check=True, timeout=300, env=environment, capture_output=True)
-        yield f"http://{LOCALHOST}:{http}/webdav/by-uids/"
