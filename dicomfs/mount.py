@@ -173,7 +173,7 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_report, presenter, stalls, reporter)
-                await _session(presenter, publisher, stalls, mountpoint, options, ready)
+                await _session(presenter, publisher, stalls, mountpoint, options, ready=ready)
                 nursery.cancel_scope.cancel()
         finally:
             reporter.close()
@@ -197,6 +197,7 @@ async def _session(
     stalls: StallMeter,
     mountpoint: Path,
     options: MountOptions,
+    *,
     ready: Callable[[], None],
 ) -> None:
     """The FUSE session itself: from init to unmount."""
