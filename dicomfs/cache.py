@@ -1,4 +1,4 @@
-"""Rendered bytes in memory: least recently used goes first, and one production per key at a time.
+"""Rendered bytes in memory, kept by `twoqueue.py`, and one production per key at a time.
 
 However many tasks ask for a key at once, it is produced once. What failed in passing is remembered for
 a short while, so that a file that hangs does not cost its time limit on every ask. It never renders,
@@ -6,20 +6,29 @@ knows no processes and no files; what a key means is the caller's affair (a rend
 stand for equal bytes). Used by the mount; everything here belongs to trio's thread.
 """
 
+import sys
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import trio
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from dicomfs.errors import RenderFailed
+from dicomfs.twoqueue import TwoQueue
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-FAILURES_KEPT = 4_096
+FAILURES_KEPT: Final = 4_096
+ENTRY_BYTES: Final = 512
+"""What a picture takes in memory besides its own bytes: key, entry, two tables; measured, and rounded up."""
+
+
+def bytes_in_memory(data: bytes) -> int:
+    """What a picture takes in memory when it is kept."""
+    return sys.getsizeof(data) + ENTRY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,7 @@ class Statistics:
     """Asks that waited for the production of another."""
     evictions: int
     bytes: int
+    limit_bytes: int
     items: int
 
 
@@ -42,13 +52,17 @@ class _Flight(Generic[V]):
 
     value: V | None = None
     error: Exception | None = None
+    is_use: bool = False
+    """Whether anybody who waits for it means to use it."""
     landed: trio.Event = field(default_factory=trio.Event)
 
 
 class Cache(Generic[K, V]):
     """At most `limit_bytes` of values, measured by `size_of`; values are never None.
 
-    A passing failure is repeated to everybody who asks within `retry_after_s`; `clock` is in seconds.
+    A value of more than a quarter of that is not kept. `on_use` is called with a key when a use after its
+    first is counted (`twoqueue.SECOND_USE_S`). A passing failure is repeated to everybody who asks within
+    `retry_after_s`; `clock` is in seconds.
     """
 
     def __init__(
@@ -56,39 +70,44 @@ class Cache(Generic[K, V]):
         limit_bytes: int,
         size_of: Callable[[V], int],
         *,
+        on_use: Callable[[K], None] | None = None,
         retry_after_s: float = 10,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._size_of = size_of
-        self._kept: LRUCache[K, V] = LRUCache(maxsize=limit_bytes, getsizeof=size_of)
+        self._kept: TwoQueue[K, V] = TwoQueue(limit_bytes, size_of, on_use=on_use, clock=clock)
         self._failures: TTLCache[K, str] = TTLCache(maxsize=FAILURES_KEPT, ttl=retry_after_s, timer=clock)
         self._flights: dict[K, _Flight[V]] = {}
-        self._hits = self._misses = self._joined = self._stored = 0
+        self._hits = self._misses = self._joined = 0
 
     async def get(
-        self, key: K, produce: Callable[[], Awaitable[V]], *, joining: Callable[[], None] | None = None
+        self,
+        key: K,
+        produce: Callable[[], Awaitable[V]],
+        *,
+        joining: Callable[[], None] | None = None,
+        is_use: bool = True,
     ) -> V:
         """The value of a key: kept, or produced now, or awaited from whoever is producing it.
 
         `joining` is called when the production of another is awaited, e.g. to hurry what was begun as
-        background work. A value larger than the whole cache is returned and not kept. An error of
-        `produce` reaches everybody who waits and is then forgotten, but RenderFailed is remembered for
-        `retry_after_s`.
+        background work. `is_use`: somebody means to use it; background work does not, and must not have
+        a file that nobody opened taken for one that somebody did. An error of `produce` reaches everybody
+        who waits and is then forgotten, but RenderFailed is remembered for `retry_after_s`.
 
         *Cancellation*: a waiter that is cancelled disturbs nobody. When the producing task is cancelled,
         its `produce` is cancelled with it and one of the waiters begins anew with its own `produce`:
         no task outlives its caller, none is shielded. A hit is returned without a checkpoint.
         """
         while True:
-            if (value := self._kept.get(key)) is not None:
-                self._hits += 1
+            if (value := self.peek(key, is_use=is_use)) is not None:
                 return value
             if (failure := self._failures.get(key)) is not None:
                 self._hits += 1
                 raise RenderFailed(failure)
             if (flight := self._flights.get(key)) is None:
-                return await self._produce(key, produce)
+                return await self._produce(key, produce, is_use=is_use)
             self._joined += 1
+            flight.is_use |= is_use
             if joining is not None:
                 joining()
             await flight.landed.wait()
@@ -97,8 +116,8 @@ class Cache(Generic[K, V]):
             if flight.error is not None:
                 raise flight.error
 
-    async def _produce(self, key: K, produce: Callable[[], Awaitable[V]]) -> V:
-        flight: _Flight[V] = _Flight()
+    async def _produce(self, key: K, produce: Callable[[], Awaitable[V]], *, is_use: bool) -> V:
+        flight: _Flight[V] = _Flight(is_use=is_use)
         self._flights[key] = flight
         self._misses += 1
         try:
@@ -115,17 +134,14 @@ class Cache(Generic[K, V]):
         finally:
             del self._flights[key]
             flight.landed.set()
-        self._keep(key, value)
+        self._kept.put(key, value, is_use=flight.is_use)
         return value
 
-    def _keep(self, key: K, value: V) -> None:
-        if self._size_of(value) <= self._kept.maxsize:
-            self._kept[key] = value
-            self._stored += 1
-
-    def peek(self, key: K) -> V | None:
-        """The value if it is kept now, which counts as a use of it; never produces."""
-        return self._kept.get(key)
+    def peek(self, key: K, *, is_use: bool = True) -> V | None:
+        """The value if it is kept now, which counts as a use of it, if it is one; never produces."""
+        value = self._kept.get(key, is_use=is_use)
+        self._hits += value is not None
+        return value
 
     def statistics(self) -> Statistics:
         """Counters and gauges of this moment."""
@@ -133,7 +149,8 @@ class Cache(Generic[K, V]):
             hits=self._hits,
             misses=self._misses,
             joined=self._joined,
-            evictions=self._stored - len(self._kept),
-            bytes=int(self._kept.currsize),
+            evictions=self._kept.evictions,
+            bytes=self._kept.cost,
+            limit_bytes=self._kept.limit,
             items=len(self._kept),
         )

@@ -21,6 +21,7 @@ from dicomfs.recipes import LABEL_LENGTH, policy
 from dicomfs.scpoptions import ScpOptions, scp_table
 from dicomfs.selection import ANY, Since, modalities
 from dicomfs.spelling import DEFAULT_DATE_FORMAT, DateFormat, Label, Layout
+from dicomfs.values import bounded_size
 from dicomfs.values import size as _size
 from dicomfs.values import switch as _flag
 from dicomfs.values import whole as _whole
@@ -35,6 +36,9 @@ MOST_FRAMES: Final = 16_000
 
 MOST_DIGITS: Final = 6
 """Upper bound of `pad=`: as many as the budget of a path has for a number."""
+
+SMALLEST_DISK_CACHE: Final = 256 * 1024**2
+"""A smaller one would have no room for a single large picture (a 64th of it is the largest that is taken)."""
 
 MOST_WINDOWS: Final = 8
 """Sibling views of one format: the number of a window has 3 bits of the inode."""
@@ -80,6 +84,15 @@ def _windows(text: str) -> tuple[str, ...]:
             f"{long} is too long for the name of a folder, which several windows have: fewer digits"
         )
     return wanted
+
+
+def _folder(text: str) -> Path | None:
+    if not text.strip():
+        return None
+    path = Path(text.strip())
+    if not path.is_absolute():
+        raise ValueError("a folder, from the root on, such as /var/cache/dicomfs")
+    return path
 
 
 def _mask(text: str) -> int:
@@ -177,6 +190,20 @@ class MountOptions:
     )
     cache: int = field(
         default=256 * 1024**2, metadata={"parse": _size, "help": "memory for rendered pictures, such as 256M"}
+    )
+    disk_cache: Path | None = field(
+        default=None,
+        metadata={
+            "parse": _folder,
+            "help": "keep pictures in this folder too, over restarts; empty: nowhere",
+        },
+    )
+    disk_cache_size: int = field(
+        default=10 * 1024**3,
+        metadata={
+            "parse": bounded_size(SMALLEST_DISK_CACHE, 1 << 50),
+            "help": "most that is kept there, such as 10G",
+        },
     )
     workers: int = field(
         default=0, metadata={"parse": _whole(0, 64), "help": "render processes; 0: one per processor"}

@@ -1,18 +1,22 @@
 """A store's status as metrics, in Prometheus' text exposition format. Pure.
 
-Names bear their units, counters end in `_total` and go on over restarts of the receiver. Label values are
-fixed texts of ours: no AE title, no address, nothing of a patient, so that a peer cannot make series at
-will. What is not known is left out. Called by `cli.py`, for the textfile collector of the node exporter.
+Names bear their units, counters end in `_total` and go on over restarts of the receiver; those of a mount
+begin anew with it. Label values are fixed texts of ours, and mount points: no AE title, no address, nothing
+of a patient, so that a peer cannot make series at will. What is not known is left out. Called by `cli.py`,
+for the textfile collector of the node exporter.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dicomfs import __version__
 from dicomfs.activity import DAY_S
+from dicomfs.figures import BUCKETS_S, CacheFigures
+from dicomfs.mountfile import MountRecord
 from dicomfs.status import ALARMS, Receiving, Space, Status
 
 
@@ -45,6 +49,7 @@ class _Once(Collector):
         )
         yield _gauge("dicomfs_index_up", "1: the index can be read.", int(not status.index_trouble))
         yield from _of_receiving(status.receiving)
+        yield from _of_mounts(status.mounts)
         yield from _of_store(status)
         if status.space is not None:
             yield from _of_space(status.space)
@@ -91,6 +96,108 @@ def _of_receiving(receiving: Receiving) -> Iterator[Metric]:
         )
 
 
+def _of_mounts(mounts: Sequence[MountRecord]) -> Iterator[Metric]:
+    yield _gauge("dicomfs_mounts", "Mounts that run and tell of themselves.", len(mounts))
+    yield _labelled(
+        GaugeMetricFamily(
+            "dicomfs_mount_start_time_seconds", "Start of a mount, Unix time.", labels=["mountpoint"]
+        ),
+        {(one.mountpoint,): one.started for one in mounts},
+    )
+    yield from _of_caches({one.mountpoint: tuple(_tiers(one)) for one in mounts})
+    yield from _of_disk_caches(mounts)
+    times = HistogramMetricFamily(
+        "dicomfs_render_seconds",
+        "From the question to the picture; ahead: nobody waited for it.",
+        labels=["mountpoint", "priority"],
+    )
+    for one in mounts:
+        for priority, taken in (("interactive", one.figures.rendered), ("ahead", one.figures.ahead)):
+            passed = itertools.accumulate(taken.counts)
+            bounds = (*(f"{bound:g}" for bound in BUCKETS_S), "+Inf")
+            times.add_metric(
+                (one.mountpoint, priority), list(zip(bounds, passed, strict=True)), taken.seconds
+            )
+    yield times
+    yield _labelled(
+        CounterMetricFamily(
+            "dicomfs_render_failures", "Renders without a result.", labels=["mountpoint", "reason"]
+        ),
+        {
+            (one.mountpoint, reason): number
+            for one in mounts
+            for reason, number in (
+                ("time_limit", one.figures.timed_out),
+                ("other", one.figures.failed - one.figures.timed_out),
+            )
+        },
+    )
+    yield _labelled(
+        CounterMetricFamily(
+            "dicomfs_render_crashes", "Render processes that died in a job.", labels=["mountpoint"]
+        ),
+        {(one.mountpoint,): one.figures.crashed for one in mounts},
+    )
+    for name in sorted({name for one in mounts for name in one.figures.loop}):
+        yield _labelled(
+            GaugeMetricFamily(
+                f"dicomfs_event_loop_{name}", "Of a mount's event loop.", labels=["mountpoint"]
+            ),
+            {(one.mountpoint,): one.figures.loop[name] for one in mounts if name in one.figures.loop},
+        )
+
+
+def _tiers(one: MountRecord) -> Iterator[tuple[str, CacheFigures]]:
+    yield "memory", one.figures.memory
+    if one.figures.disk is not None:
+        yield "disk", one.figures.disk
+
+
+def _of_caches(caches: Mapping[str, Sequence[tuple[str, CacheFigures]]]) -> Iterator[Metric]:
+    labels = ["mountpoint", "tier"]
+    for field, text in (
+        ("hits", "Pictures that were asked for and were there."),
+        ("misses", "Pictures that were asked for and were not there."),
+        ("evictions", "Pictures that had to go for others."),
+    ):
+        yield _labelled(
+            CounterMetricFamily(f"dicomfs_cache_{field}", text, labels=labels), _each(caches, field)
+        )
+    for field, name, text in (
+        ("bytes", "bytes", "What is kept."),
+        ("limit_bytes", "limit_bytes", "What may be kept."),
+        ("items", "pictures", "Pictures that are kept."),
+    ):
+        yield _labelled(GaugeMetricFamily(f"dicomfs_cache_{name}", text, labels=labels), _each(caches, field))
+
+
+def _each(
+    caches: Mapping[str, Sequence[tuple[str, CacheFigures]]], field: str
+) -> dict[tuple[str, ...], float]:
+    return {
+        (mountpoint, tier): getattr(figures, field)
+        for mountpoint, tiers in caches.items()
+        for tier, figures in tiers
+    }
+
+
+def _of_disk_caches(mounts: Sequence[MountRecord]) -> Iterator[Metric]:
+    disks = {one.mountpoint: one.figures.disk for one in mounts if one.figures.disk is not None}
+    for field, text in (
+        ("written", "Pictures written to the disk cache."),
+        ("dropped", "Pictures not written: its disk is too slow, or in trouble."),
+        ("damaged", "Files of the disk cache that were not whole, and were removed."),
+    ):
+        yield _labelled(
+            CounterMetricFamily(f"dicomfs_disk_cache_{field}", text, labels=["mountpoint"]),
+            {(mountpoint,): getattr(disk, field) for mountpoint, disk in disks.items()},
+        )
+    yield _labelled(
+        GaugeMetricFamily("dicomfs_disk_cache_up", "1: the disk cache is in use.", labels=["mountpoint"]),
+        {(mountpoint,): int(not disk.trouble) for mountpoint, disk in disks.items()},
+    )
+
+
 def _of_store(status: Status) -> Iterator[Metric]:
     counts, conflicts, unreviewed = status.counts, status.conflicts, status.unreviewed
     if counts is not None:
@@ -129,7 +236,9 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
 
-def _labelled(family: CounterMetricFamily | GaugeMetricFamily, values: dict[tuple[str, ...], int]) -> Metric:
+def _labelled(
+    family: CounterMetricFamily | GaugeMetricFamily, values: Mapping[tuple[str, ...], float]
+) -> Metric:
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family

@@ -12,8 +12,9 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ import trio
 from dicomfs.config import MountOptions
 from dicomfs.errors import MountRefused
 from dicomfs.fuse import Door
+from dicomfs.mountfile import REPORT_S, MountReporter
 from dicomfs.present import Presenter
 from dicomfs.publish import Publisher
 from dicomfs.stalls import StallMeter
@@ -145,14 +147,16 @@ def run(store: Path, mountpoint: Path, options: MountOptions, ready: Callable[[]
     check_mount_point(mountpoint)
     mountpoint = mountpoint.resolve()
     check_apart(store, mountpoint)
+    if options.disk_cache is not None:
+        check_apart(options.disk_cache, mountpoint, "disk cache")
     run_tasks(_serve, store, mountpoint, options, ready)
 
 
-def check_apart(store: Path, mountpoint: Path) -> None:
-    """Refuse a store in its own mount, or a mount in its own store. Raises MountRefused."""
+def check_apart(store: Path, mountpoint: Path, what: str = "store") -> None:
+    """Refuse a store (or `what` it is) in its own mount, or a mount in its own store. Raises MountRefused."""
     inner, outer = store.resolve(), mountpoint.resolve()
     if _inside(inner, outer) or _inside(outer, inner):
-        raise MountRefused(f"mount point {mountpoint} and store {store} must not lie inside each other")
+        raise MountRefused(f"mount point {mountpoint} and {what} {store} must not lie inside each other")
 
 
 def _inside(inner: Path, outer: Path) -> bool:
@@ -164,14 +168,37 @@ async def _serve(store: Path, mountpoint: Path, options: MountOptions, ready: Ca
         publisher = Publisher(
             mountpoint, presenter.tree, presenter.index, pyfuse3.invalidate_entry, live=options.live
         )
-        await _session(presenter, publisher, mountpoint, options, ready)
+        stalls = StallMeter()
+        trio.lowlevel.add_instrument(stalls)
+        reporter = MountReporter(store, mountpoint, time.time())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_report, presenter, stalls, reporter)
+                await _session(presenter, publisher, stalls, mountpoint, options, ready=ready)
+                nursery.cancel_scope.cancel()
+        finally:
+            reporter.close()
+
+
+async def _report(presenter: Presenter, stalls: StallMeter, reporter: MountReporter) -> None:
+    """Tell others what this mount does. *Cancellation*: at any time; a disk that hangs is left behind."""
+    limiter = trio.CapacityLimiter(1)
+    while True:
+        loop = stalls.statistics()
+        # What changes all the time is left out: an idle mount has no news.
+        told = {"longest_turn_seconds": loop.longest_s, "turns_above_50_ms": loop.above_50_ms}
+        figures = replace(presenter.figures(), loop=told)
+        await trio.to_thread.run_sync(reporter.report, figures, limiter=limiter, abandon_on_cancel=True)
+        await trio.sleep(REPORT_S)
 
 
 async def _session(
     presenter: Presenter,
     publisher: Publisher,
+    stalls: StallMeter,
     mountpoint: Path,
     options: MountOptions,
+    *,
     ready: Callable[[], None],
 ) -> None:
     """The FUSE session itself: from init to unmount."""
@@ -185,9 +212,6 @@ async def _session(
         raise MountRefused(
             f"cannot mount on {mountpoint}: {error}; is fuse3 installed, and may this user mount there?"
         ) from error
-
-    stalls = StallMeter()
-    trio.lowlevel.add_instrument(stalls)
 
     def statistics() -> str:
         asked = ", ".join(f"{name} {number}" for name, number in sorted(door.asked.items()))

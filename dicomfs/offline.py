@@ -48,7 +48,7 @@ def write_out(store: Path, output: Path, options: MountOptions, done: Callable[[
 
     Raises StoreError, WorkerStartFailed, UsageError (the output cannot be written).
     """
-    return run_tasks(_write_out, store, output, replace(options, warm=False), done)
+    return run_tasks(_write_out, store, output, replace(options, warm=False, disk_cache=None), done)
 
 
 async def _write_out(store: Path, output: Path, options: MountOptions, done: Callable[[], None]) -> Written:

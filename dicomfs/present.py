@@ -15,7 +15,9 @@ import trio
 
 from dicomfs.ahead import Ahead, Effort
 from dicomfs.cache import Cache
+from dicomfs.diskcache import DiskCache
 from dicomfs.errors import RenderFailed
+from dicomfs.figures import CacheFigures, MountFigures, Stopwatch
 from dicomfs.follow import Changed, Follower, Gone
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow
@@ -44,6 +46,7 @@ class Presenter:
         warm: bool,
         quiet_s: float = QUIET_S,
         processes: int = 1,
+        disk: DiskCache | None = None,
     ) -> None:
         """`quiet_s`: see `pools.QUIET_S`; `processes`: how many pictures can be rendered at once."""
         self.tree = tree
@@ -51,6 +54,8 @@ class Presenter:
         self._renditions = renditions
         self._workers = workers
         self._cache = cache
+        self._disk = disk
+        self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._opened: dict[int, Key] = {}
         """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
         self._pools = Pools(tree, index, renditions, workers, quiet_s=quiet_s)
@@ -62,8 +67,8 @@ class Presenter:
         self._prefetch = (
             Prefetch(
                 tree,
-                lambda key: cache.peek(key) is not None,
-                lambda inode: self.contents(inode, background=True),
+                lambda key: cache.peek(key, is_use=False) is not None,
+                lambda inode: self.contents(inode, background=True, is_use=False),
                 tasks=max(1, processes - 1),
             )
             if warm
@@ -78,6 +83,27 @@ class Presenter:
     def statistics(self) -> str:
         """Counters of cache and workers, for the log."""
         return f"cache: {self._cache.statistics()}; workers: {self._workers.statistics()}"
+
+    def figures(self) -> MountFigures:
+        """What caches and renders have counted so far."""
+        memory, renders = self._cache.statistics(), self._workers.statistics()
+        return MountFigures(
+            memory=CacheFigures(
+                hits=memory.hits + memory.joined,
+                misses=memory.misses,
+                evictions=memory.evictions,
+                bytes=memory.bytes,
+                limit_bytes=memory.limit_bytes,
+                items=memory.items,
+            ),
+            disk=None if self._disk is None else self._disk.statistics(),
+            rendered=self._rendered.times(),
+            ahead=self._rendered_ahead.times(),
+            failed=renders.failed,
+            crashed=renders.crashed,
+            timed_out=renders.timed_out,
+            loop={},
+        )
 
     async def follow(self, changed: Changed, gone: Gone) -> None:
         """Watch the index until cancelled; `changed` is told of (folder, name) pairs that show another inode,
@@ -109,11 +135,12 @@ class Presenter:
         self._opened.clear()
 
     async def contents(
-        self, inode: Inode, *, background: bool = False, opening: bool = False
+        self, inode: Inode, *, background: bool = False, opening: bool = False, is_use: bool = True
     ) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
 
-        `opening`: somebody looks at it, and may go on to the next of its series.
+        `opening`: somebody looks at it, and may go on to the next of its series. `is_use`: somebody has
+        asked for this very file, and it is not only rendered ahead.
 
         Raises RenderFailed or StoreUnavailable when it cannot be had now. Their number is the size that
         was announced, or this raises RenderFailed and announces the new one.
@@ -124,7 +151,7 @@ class Presenter:
             return None
         # Asked before the render: what was announced then is what the caller may have been told.
         announced = self._renditions.size(picture.key)
-        data = self._cache.peek(picture.key)
+        data = self._cache.peek(picture.key, is_use=is_use)
         if opening and self._prefetch is not None:
             self._prefetch.opened(picture, was_kept=data is not None)
         if data is not None and len(data) == announced:
@@ -147,6 +174,7 @@ class Presenter:
                 picture.key,
                 lambda: self._render(picture, window, background=background),
                 joining=joining,
+                is_use=is_use,
             )
         if announced is None:
             # Rendered by this very call, unless it was in the cache and the renditions have been deleted.
@@ -226,14 +254,19 @@ class Presenter:
             window = await self._pools.window(picture, background=True)
             await self._render(picture, window, background=True)
         else:
-            await self.contents(inode, background=effort is not Effort.WANTED)
+            await self.contents(inode, background=effort is not Effort.WANTED, is_use=False)
 
     async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+        kept = await self._kept_on_disk(picture, window)
+        if kept is not None:
+            return kept
         if self._ahead is not None and not background:
             self._ahead.rendering()
+        began = trio.current_time()
         rendered: Rendered = await self._workers.render(
             picture.source, picture.recipe, window, background=background, asker=picture.folder
         )
+        (self._rendered_ahead if background else self._rendered).note(trio.current_time() - began)
         if self._renditions.size(picture.key) != len(rendered.data):
             self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
@@ -243,4 +276,16 @@ class Presenter:
                 picture.key.frame + 1,
                 rendered.failure,
             )
+        elif self._disk is not None:  # no notice: another start may have more memory, or a decoder
+            self._disk.keep(picture.key, window, rendered.data, is_use=not background)
         return rendered.data
+
+    async def _kept_on_disk(self, picture: Picture, window: PoolWindow | None) -> bytes | None:
+        """From the disk cache, if it is there and as long as was announced."""
+        kept = None if self._disk is None else await self._disk.get(picture.key, window)
+        if kept is None:
+            return None
+        announced = self._renditions.size(picture.key)
+        if announced is None:
+            self._renditions.announce(picture.key, len(kept), "")
+        return kept if announced in (None, len(kept)) else None

@@ -1,10 +1,10 @@
 """What an administrator looks for, gathered from the files of a store: receiving, space, trouble.
 
-The receivers and this are different processes; all that is known of them is in `run/` (`runfile.py`), the
-index and the disk. Looks and changes nothing, apart from `review`. What cannot be read is missing in the
-answer and named there, so that there is an answer on the worst day. Never tells a patient's name: objects
-are named by sequence number and UID, senders by AE title and address. Printed by `statusview.py`, as
-metrics by `metrics.py`.
+Receivers, mounts and this are different processes; all that is known of them is in `run/` (`runfile.py`,
+`mountfile.py`), the index and the disk. Looks and changes nothing, apart from `review`. What cannot be read
+is missing in the answer and named there, so that there is an answer on the worst day. Never tells a
+patient's name: objects are named by sequence number and UID, senders by AE title and address. Printed by
+`statusview.py`, as metrics by `metrics.py`.
 """
 
 import contextlib
@@ -23,9 +23,11 @@ from dicomfs.commitments import CommitmentCounts
 from dicomfs.commitments import counts as commitment_counts
 from dicomfs.errors import StoreError, StoreUnavailable
 from dicomfs.index import Counts
+from dicomfs.mountfile import MountRecord, mounts
 from dicomfs.renditions import RENDITIONS_NAME, failures_noted
-from dicomfs.runfile import RUN_FOLDER, Record, records
+from dicomfs.runfile import Record, records
 from dicomfs.scpoptions import Watermark
+from dicomfs.slotfile import RUN_FOLDER
 
 HOUR_S: Final = 3600
 RATE_DAYS: Final = 7
@@ -144,6 +146,8 @@ class Status:
     """When this was gathered."""
     alarms: tuple[Alarm, ...]
     receiving: Receiving
+    mounts: tuple[MountRecord, ...]
+    """Those that run, and may write into the store."""
     space: Space | None
     counts: Counts | None
     conflicts: Conflicts | None
@@ -196,7 +200,7 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
                 troubles.append(f"what cannot be displayed is not known: {error}")
     except StoreUnavailable as error:
         index_trouble = str(error)
-    for name, what in ((RUN_FOLDER, "what receivers do"), ("quarantine", "what is in quarantine")):
+    for name, what in ((RUN_FOLDER, "what receivers and mounts do"), ("quarantine", "what is in quarantine")):
         folder = store / name
         if os.access(folder, os.F_OK) and not os.access(folder, os.R_OK | os.X_OK):
             troubles.append(f"{what} is not known: this user may not look into {folder}")
@@ -214,6 +218,7 @@ def gather(store: Path, min_free: Watermark, now: float | None = None) -> Status
         taken=now,
         alarms=tuple(_alarms(receiving, space, unreviewed, index_trouble)),
         receiving=receiving,
+        mounts=tuple(mounts(store)),
         space=space,
         counts=counts,
         conflicts=conflicts,

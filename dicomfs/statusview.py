@@ -8,6 +8,8 @@ from typing import Any, Final
 from dicomfs.activity import DAY_S, OpenAssociation
 from dicomfs.census import KeptOriginal
 from dicomfs.commitments import CommitmentCounts
+from dicomfs.figures import BUCKETS_S, CacheFigures, DiskFigures, Times
+from dicomfs.mountfile import MountRecord
 from dicomfs.runfile import Record
 from dicomfs.status import Receiving, Refusals, Space, Status, counted
 
@@ -26,6 +28,8 @@ def lines(status: Status) -> Iterator[str]:
     yield from _section("last hour", _last_hour(status.receiving, status.taken))
     yield from _section("refused", _refusals("object", status.receiving.refused, status.taken))
     yield from _section("rejected", _refusals("association", status.receiving.failed, status.taken))
+    for one in status.mounts:
+        yield from _section("mount", _mount(one, status.taken))
     yield from _section("space", _space(status.space))
     yield from _section("stored", _stored(status))
     yield from _section("quarantine", _aside(status))
@@ -90,6 +94,47 @@ def _refusals(what: str, refusals: Sequence[Refusals], now: float) -> Iterator[s
         yield f"    {_when(one.latest, now)}  {one.text}"
     if len(refusals) > MOST_LINES:
         yield f"  and {len(refusals) - MOST_LINES} more kinds"
+
+
+def _mount(one: MountRecord, now: float) -> Iterator[str]:
+    figures = one.figures
+    yield f"{one.mountpoint}, running since {_when(one.started, now)} (process {one.pid})"
+    yield f"in memory: {_cache(figures.memory)}"
+    if figures.disk is not None:
+        yield f"on disk: {_cache(figures.disk)}; {_disk(figures.disk)}"
+    if figures.disk is not None and figures.disk.trouble:
+        yield f"the disk cache is not in use: {figures.disk.trouble}"
+    yield f"rendered for people: {_times(figures.rendered)}; ahead: {_times(figures.ahead)}"
+    if figures.failed or figures.crashed:
+        failed = counted(figures.failed, "render")
+        yield f"{failed} failed, {figures.timed_out:,} out of time; {figures.crashed:,} crashed a process"
+    if figures.loop:
+        yield "event loop: " + ", ".join(f"{name} {value:g}" for name, value in figures.loop.items())
+
+
+def _cache(figures: CacheFigures) -> str:
+    asked = figures.hits + figures.misses
+    found = f"{100 * figures.hits / asked:.1f} % found of {asked:,}" if asked else "nothing asked for yet"
+    room = f"{_bytes(figures.bytes)} of {_bytes(figures.limit_bytes)}"
+    return f"{found}; {counted(figures.items, 'picture')}, {room}; {figures.evictions:,} evicted"
+
+
+def _disk(figures: DiskFigures) -> str:
+    return f"{figures.written:,} written, {figures.dropped:,} not, {figures.damaged:,} damaged"
+
+
+def _times(times: Times) -> str:
+    """How many, median, and the time of nearly all."""
+    if not times.count:
+        return "0"
+    half, most = _seconds(times.quantile(0.5)), _seconds(times.quantile(0.99))
+    return f"{times.count:,} (half within {half}, 99 % within {most})"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "more than a minute"
+    return f"{seconds:g} s" if seconds >= 1 else f"{1000 * seconds:g} ms"
 
 
 def _space(space: Space | None) -> Iterator[str]:
@@ -199,6 +244,7 @@ def facts(status: Status) -> dict[str, Any]:
         "taken": status.taken,
         "alarms": [asdict(alarm) for alarm in status.alarms],
         "receivers": [_receiver_facts(one) for one in receiving.receivers],
+        "mounts": [_mount_facts(one) for one in status.mounts],
         "last_hour": None if receiving.last_hour is None else [asdict(one) for one in receiving.last_hour],
         "last_receipt": receiving.latest,
         "refused": [asdict(one) for one in receiving.refused],
@@ -230,6 +276,20 @@ def facts(status: Status) -> dict[str, Any]:
         else [asdict(one) for one in status.not_displayable],
         "not_known": [*([status.index_trouble] if status.index_trouble else []), *status.troubles],
     }
+
+
+def _mount_facts(one: MountRecord) -> dict[str, Any]:
+    facts = asdict(one)
+    figures = facts.pop("figures")
+    for name, times in (("rendered", one.figures.rendered), ("ahead", one.figures.ahead)):
+        figures[name] = {
+            "count": times.count,
+            "seconds": times.seconds,
+            "within": {f"{bound:g}": number for bound, number in zip(BUCKETS_S, times.counts, strict=False)},
+            "median": times.quantile(0.5),
+            "p99": times.quantile(0.99),
+        }
+    return {**facts, **figures}
 
 
 def _receiver_facts(one: Record) -> dict[str, Any]:

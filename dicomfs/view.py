@@ -6,8 +6,8 @@ writes it out.
 
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Final, TypeVar, TypeVarTuple
 import trio
 
 from dicomfs.archive import Archive
-from dicomfs.cache import Cache
+from dicomfs.cache import Cache, bytes_in_memory
+from dicomfs.cachefolder import CacheFolder
 from dicomfs.config import MountOptions
+from dicomfs.diskcache import DiskCache
 from dicomfs.errors import DicomfsError, WorkerStartFailed
 from dicomfs.gate import EVERYTHING, Gate
 from dicomfs.index import INDEX_NAME, Index
@@ -64,17 +66,28 @@ async def open_view(store: Path, options: MountOptions) -> AsyncIterator[Present
     try:
         renditions = Renditions(store / RENDITIONS_NAME, index.store_id)
         try:
-            async with _presenter(store, options, index, renditions) as presenter:
-                yield presenter
+            with _disk_cache(options, index.store_id) as disk:
+                async with _presenter(store, options, index, renditions, disk) as presenter:
+                    yield presenter
         finally:
             renditions.close()
     finally:
         index.close()
 
 
+@contextmanager
+def _disk_cache(options: MountOptions, store_id: str) -> Iterator[DiskCache | None]:
+    if options.disk_cache is None:
+        yield None
+        return
+    folder = CacheFolder(options.disk_cache, options.disk_cache_size)
+    with DiskCache(folder, store_id) as disk:
+        yield disk
+
+
 @asynccontextmanager
 async def _presenter(
-    store: Path, options: MountOptions, index: Index, renditions: Renditions
+    store: Path, options: MountOptions, index: Index, renditions: Renditions, disk: DiskCache | None
 ) -> AsyncIterator[Presenter]:
     processes = options.workers or os.cpu_count() or 1
     rendering = _Rendering(partial(Workers, processes, options.memory, options.time_limit))
@@ -100,7 +113,9 @@ async def _presenter(
             since=options.since,
             gate=gate,
         )
-        cache: Cache[Key, bytes] = Cache(options.cache, len)
+        cache: Cache[Key, bytes] = Cache(
+            options.cache, bytes_in_memory, on_use=None if disk is None else disk.touch
+        )
         presenter = Presenter(
             tree,
             index,
@@ -109,6 +124,7 @@ async def _presenter(
             cache,
             warm=options.warm,
             processes=processes,
+            disk=disk,
         )
         rendering.renewed = presenter.render_with
         yield presenter

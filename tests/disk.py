@@ -80,6 +80,32 @@ def disk(folder: Path, size_bytes: int) -> Iterator[Disk]:
         made.image.unlink()
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 2 MiB in memory, mounted in `folder` to the end. Skips where that cannot be done."""
+    mountpoint = folder / "small"
+    mountpoint.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "dicomfs-test", str(mountpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lacking(f"a small file system cannot be mounted: {done.stderr.strip()}")
+    try:
+        yield mountpoint
+    finally:
+        subprocess.run(["umount", "--lazy", str(mountpoint)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """To its last byte."""
+    with contextlib.suppress(OSError), (disk / "ballast").open("ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
 def freeze(pid: int) -> None:
     """Nothing of a process goes on in user space: what it does in the kernel at most comes to its end."""
     os.kill(pid, signal.SIGSTOP)

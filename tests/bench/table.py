@@ -54,6 +54,8 @@ class Scale:
     """Whether the kernel is made to forget the names of all its file systems, where it may be told to."""
     walked: int = 100_000
     """Files of a mount that are looked at."""
+    crawled: int = 100_000
+    """Files of a mount that are read, once each."""
     without: frozenset[str] = frozenset()
     """Peers to be left out, in lower case."""
 
@@ -73,6 +75,7 @@ QUICK = Scale(
     exams=2,
     forgets_names=False,
     walked=500,
+    crawled=200,
 )
 
 

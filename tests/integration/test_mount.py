@@ -673,6 +673,27 @@ def test_other_users(store: Store, tmp_path: Path, options: str, may: bool) -> N
         assert done.stdout == (file.read_bytes() if may else b"")
 
 
+def test_who_may_not_write_what_others_would_see_mounts_all_the_same(store: Store) -> None:
+    """A mount whose user may write to the store, but not into `run/`, which is somebody else's."""
+    if os.geteuid() != 0:
+        lacking("only root can give a folder away")
+    require("setpriv")
+    store.take(*samples()[:1])
+    run = store.store / "run"
+    run.mkdir(mode=0o755)
+    os.chown(run, 65534, 65534)
+    # Root like an ordinary user in this: permissions hold for it too.
+    ordinary = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    with store.mounted("formats=jpg", prefix=ordinary) as it:
+        (file,) = store.files()
+        assert file.read_bytes().endswith(TRAILERS["jpg"])
+        it.wait_until(
+            lambda: "`dicomfs status` cannot tell of this mount" in it.output(), "a line in the log"
+        )
+    assert list(run.iterdir()) == []
+    assert "WARNING" not in store.log.read_text()
+
+
 # Stress
 
 

@@ -1,13 +1,17 @@
 """The cache: single flight, cancellation, bounds, and the short memory for passing failures."""
 
+import gc
+import tracemalloc
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 
-from dicomfs.cache import Cache
+from dicomfs.cache import Cache, bytes_in_memory
 from dicomfs.errors import NotDisplayable, RenderFailed
+from dicomfs.renditions import Key
 
 
 class Kitchen:
@@ -29,7 +33,7 @@ class Kitchen:
         return produce
 
 
-def new_cache(limit_bytes: int = 1000, clock: Callable[[], float] = lambda: 0.0) -> Cache[str, bytes]:
+def new_cache(limit_bytes: int = 4000, clock: Callable[[], float] = lambda: 0.0) -> Cache[str, bytes]:
     return Cache(limit_bytes, len, retry_after_s=10, clock=clock)
 
 
@@ -161,25 +165,9 @@ def test_passing_failure_is_remembered_for_its_time_only() -> None:
     trio.run(main)
 
 
-def test_least_recently_used_goes_first() -> None:
+def test_a_large_value_is_returned_and_not_kept_at_the_price_of_all_others() -> None:
     async def main() -> None:
-        cache, kitchen = new_cache(limit_bytes=300), Kitchen()
-        kitchen.gate.set()
-        for key in "abc":
-            await cache.get(key, kitchen.cook(bytes(100)))
-        assert cache.peek("a") == bytes(100)  # a use: now b is the oldest
-        await cache.get("d", kitchen.cook(bytes(100)))
-        assert [key for key in "abcd" if cache.peek(key) is not None] == ["a", "c", "d"]
-        await cache.get("e", kitchen.cook(bytes(250)))
-        statistics = cache.statistics()
-        assert (statistics.items, statistics.bytes, statistics.evictions) == (1, 250, 4)
-
-    trio.run(main)
-
-
-def test_larger_than_the_cache_is_returned_and_not_kept() -> None:
-    async def main() -> None:
-        cache, kitchen = new_cache(limit_bytes=100), Kitchen()
+        cache, kitchen = new_cache(limit_bytes=400), Kitchen()
         kitchen.gate.set()
         await cache.get("small", kitchen.cook(bytes(100)))
         assert await cache.get("large", kitchen.cook(bytes(101))) == bytes(101)
@@ -187,6 +175,66 @@ def test_larger_than_the_cache_is_returned_and_not_kept() -> None:
         assert cache.peek("small") == bytes(100)
 
     trio.run(main)
+
+
+@pytest.mark.parametrize(("joined", "times"), [(False, 1), (True, 2)])
+def test_what_was_produced_ahead_is_used_when_somebody_opens_it(joined: bool, times: int) -> None:
+    """The use of one who waits for background work counts, and the background work itself does not."""
+
+    async def main() -> None:
+        now, again = [0.0], list[str]()
+        cache: Cache[str, bytes] = Cache(4000, len, on_use=again.append, clock=lambda: now[0])
+        kitchen = Kitchen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(cache.get, "a", kitchen.cook(b"x"), is_use=False))
+            await trio.testing.wait_all_tasks_blocked()
+            if joined:
+                nursery.start_soon(cache.get, "a", kitchen.cook(b"y"))
+                await trio.testing.wait_all_tasks_blocked()
+            kitchen.gate.set()
+        for now[0] in (100.0, 200.0):
+            assert cache.peek("a", is_use=False) == b"x"
+            assert cache.peek("a") == b"x"
+        assert again == ["a"] * times
+
+    trio.run(main)
+
+
+def test_a_peek_that_finds_is_a_hit() -> None:
+    async def main() -> None:
+        cache, kitchen = new_cache(), Kitchen()
+        kitchen.gate.set()
+        assert cache.peek("a") is None
+        await cache.get("a", kitchen.cook(b"x"))
+        cache.peek("a")
+        statistics = cache.statistics()
+        assert (statistics.hits, statistics.misses, statistics.limit_bytes) == (1, 1, 4000)
+
+    trio.run(main)
+
+
+def test_what_a_picture_takes_in_memory_is_not_more_than_is_counted() -> None:
+    count, length = 4000, 100
+    cache: Cache[Key, bytes] = Cache(1 << 30, bytes_in_memory)
+    recipe = "digest"
+
+    async def main() -> int:
+        async def produce() -> bytes:
+            return bytes(length)
+
+        await cache.get(Key(recipe, 10_000, 300, 0), produce)
+        tracemalloc.start()
+        before = tracemalloc.get_traced_memory()[0]
+        for number in range(count):
+            await cache.get(Key(recipe, 20_000 + number, 300, 0), produce)
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] - before
+
+    try:
+        taken = trio.run(main)
+    finally:
+        tracemalloc.stop()
+    assert count * length < taken <= cache.statistics().bytes
 
 
 def test_whoever_joins_is_told_so() -> None:

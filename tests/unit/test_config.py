@@ -28,6 +28,13 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert mount_options([f"cache={text}"]).cache == size_bytes
 
 
+def test_a_disk_cache_is_off_until_a_folder_is_named() -> None:
+    assert mount_options([]).disk_cache is None
+    options = mount_options(["disk_cache=/var/cache/dicomfs,disk_cache_size=20G"])
+    assert (options.disk_cache, options.disk_cache_size) == (Path("/var/cache/dicomfs"), 20 << 30)
+    assert mount_options(["disk_cache="], options).disk_cache is None
+
+
 def test_masks_are_octal() -> None:
     assert mount_options(["umask=022"]).umask == 0o022
 
@@ -45,6 +52,7 @@ def test_an_unknown_option_lists_the_valid_ones() -> None:
     [
         *("formats=", "formats=doc", "formats=jpg+", "quality=0", "quality=101", "quality=high", "quality"),
         *("cache=much", "umask=9", "umask=07777", "warm=maybe", "frames=0", "frames=50000", "uid=-1"),
+        *("disk_cache=cache", "disk_cache_size=255M", "disk_cache_size=0", "disk_cache_size=much"),
         *("workers=1000", "time_limit=0", "allow_other=perhaps", "layout=date", "label=birthday", "pad=7"),
         *("date_format=%d.%m.%y", "date_format=%Y/%m/%d", "since=lately", "modality=", "modality=M?"),
     ],

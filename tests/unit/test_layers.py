@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
-    *("activity", "runfile", "identity", "charset", "elements", "header"),
+    *("activity", "figures", "slotfile", "runfile", "mountfile", "identity", "charset", "elements", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
@@ -28,7 +28,10 @@ ORDER = (
         "workerprocess",
         "turns",
         "workers",
+        "twoqueue",
         "cache",
+        "cachefolder",
+        "diskcache",
         "gate",
         "tree",
         "pools",
@@ -80,7 +83,10 @@ PRESENT = {
     "worker",
     "turns",
     "workers",
+    "twoqueue",
     "cache",
+    "cachefolder",
+    "diskcache",
     "gate",
     "tree",
     "pools",
@@ -108,7 +114,7 @@ HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header",
 HOME = {
     "PIL": DRAWING,
     "av": {"video"},
-    "cachetools": {"cache", "renditions"},
+    "cachetools": {"cache", "renditions", "twoqueue"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,
@@ -126,7 +132,7 @@ HOME = {
     "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
     | {"renditions", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
-    | {"publish", "fuse", "mount", "stalls", "callers", "prefetch"},
+    | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

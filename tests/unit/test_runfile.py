@@ -3,18 +3,17 @@
 import logging
 import os
 import struct
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dicomfs.activity import Activity
-from dicomfs.runfile import RUN_FOLDER, SLOT_BYTES, Process, Record, Reporter, records
-from tests.support import lacking, wait_until
+from dicomfs.runfile import SLOT_BYTES, Process, Record, Reporter, records
+from dicomfs.slotfile import RUN_FOLDER
+from tests.disk import fill, small_disk
+from tests.support import wait_until
 
 PROCESS = Process(pid=os.getpid(), started=1.8e9, ae_title="DICOMFS", port=11112, min_free=1 << 30)
 
@@ -145,39 +144,13 @@ def test_reception_goes_on_when_it_cannot_be_written(
         wait_until(lambda: opened(tmp_path) == 1, "a report, now that it can be written")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "dicomfs-test", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lacking(f"a small file system cannot be mounted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk: Path) -> None:
-    """To its last byte."""
-    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
-def test_a_full_disk_has_room_for_what_there_is_to_say(small_disk: Path) -> None:
+def test_a_full_disk_has_room_for_what_there_is_to_say(tmp_path: Path) -> None:
     activity = Activity()
-    with Reporter(small_disk, activity, PROCESS):
-        fill(small_disk)
-        assert os.statvfs(small_disk).f_bavail == 0
+    with small_disk(tmp_path) as folder, Reporter(folder, activity, PROCESS):
+        fill(folder)
+        assert os.statvfs(folder).f_bavail == 0
         for number in range(3):
             activity.opened(f"CT{number}", "10.0.0.1", time.time())
-        wait_until(lambda: opened(small_disk) == 3, "a report")
+        wait_until(lambda: opened(folder) == 3, "a report")
         activity.opened("CT4", "10.0.0.1", time.time())
-        wait_until(lambda: opened(small_disk) == 4, "a report over the other half")
+        wait_until(lambda: opened(folder) == 4, "a report over the other half")

@@ -21,13 +21,16 @@ from dicomfs import metrics, status, statusview
 from dicomfs.activity import OTHER_PATIENT, Activity
 from dicomfs.census import ALL, Census
 from dicomfs.errors import StoreMismatch
+from dicomfs.figures import Times
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Duplicates, Header, Receipt
+from dicomfs.mountfile import MountReporter
 from dicomfs.runfile import Process, Reporter
 from dicomfs.scpoptions import Watermark
 from dicomfs.status import Space, Status, gather
 from tests.made import add, header
 from tests.support import ROOT, lacking
+from tests.unit.test_mountfile import FIGURES
 
 NOW = 1_800_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
@@ -360,6 +363,87 @@ def test_a_store_that_cannot_be_written(*, rendered: bool) -> None:
     assert "2 instances, 2 originals" in done.stdout
     assert ("what cannot be displayed is not known" in done.stdout) == rendered
     assert "what is in quarantine is not known: this user may not look into" in done.stdout
+
+
+# Mounts
+
+
+@contextlib.contextmanager
+def two_mounts(store: Path) -> Iterator[None]:
+    """One with a disk cache in trouble, one without any, and nothing done yet."""
+    idle = replace(FIGURES, disk=None, rendered=Times(), failed=0, crashed=0, timed_out=0, loop={})
+    busy, quiet = (MountReporter(store, Path(where), NOW - 5) for where in ("/srv/dicom", "/srv/other"))
+    busy.report(FIGURES)
+    quiet.report(replace(idle, memory=replace(FIGURES.memory, hits=0, misses=0)))
+    try:
+        yield
+    finally:
+        busy.close()
+        quiet.close()
+
+
+def test_what_mounts_do_for_people(tmp_path: Path, index: Index) -> None:
+    assert not [line for line in statusview.lines(look(tmp_path)) if line.startswith("mount")]
+    with two_mounts(tmp_path):
+        said = list(statusview.lines(look(tmp_path)))
+    first, second = (place for place, line in enumerate(said) if line.startswith("mount"))
+    assert "/srv/dicom, running since" in said[first]
+    told = "\n".join(said[first:second])
+    for words in (
+        "in memory: 90.0 % found of 100; 7 pictures, 1.0 MB of 268.4 MB; 3 evicted",
+        "on disk: 40.0 % found of 10; 7 pictures, 1.0 MB of 268.4 MB; 3 evicted; 6 written, 1 not, 2 damaged",
+        "the disk cache is not in use: No space left",
+        "rendered for people: 3 (half within 2 ms, 99 % within 2 ms); ahead: 0",
+        "2 renders failed, 1 out of time; 1 crashed a process",
+        "event loop: longest_turn_seconds 0.03",
+    ):
+        assert words in told
+    assert said[second + 1].strip() == (
+        "in memory: nothing asked for yet; 7 pictures, 1.0 MB of 268.4 MB; 3 evicted"
+    )
+    assert said[second + 2].strip() == "rendered for people: 0; ahead: 0"
+
+
+def test_what_mounts_do_for_machines(tmp_path: Path, index: Index) -> None:
+    with two_mounts(tmp_path):
+        found = look(tmp_path)
+    busy, quiet = json.loads(json.dumps(statusview.facts(found)))["mounts"]
+    assert (busy["mountpoint"], busy["memory"]["hits"], busy["disk"]["written"]) == ("/srv/dicom", 90, 6)
+    assert (busy["rendered"]["count"], busy["rendered"]["within"]["0.002"]) == (3, 3)
+    assert (busy["rendered"]["median"], busy["ahead"]["median"], quiet["disk"]) == (0.002, None, None)
+    text = metrics.exposition(found)
+    values = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    where = ("mountpoint", "/srv/dicom")
+    assert values["dicomfs_mounts",] == 2
+    assert values["dicomfs_mount_start_time_seconds", where] == NOW - 5
+    for tier, hits, misses in (("memory", 90, 10), ("disk", 4, 6)):
+        assert values["dicomfs_cache_hits_total", where, ("tier", tier)] == hits
+        assert values["dicomfs_cache_misses_total", where, ("tier", tier)] == misses
+        assert values["dicomfs_cache_evictions_total", where, ("tier", tier)] == 3
+        assert values["dicomfs_cache_bytes", where, ("tier", tier)] == 1 << 20
+        assert values["dicomfs_cache_limit_bytes", where, ("tier", tier)] == 1 << 28
+        assert values["dicomfs_cache_pictures", where, ("tier", tier)] == 7
+    assert values["dicomfs_disk_cache_written_total", where] == 6
+    assert values["dicomfs_disk_cache_dropped_total", where] == 1
+    assert values["dicomfs_disk_cache_damaged_total", where] == 2
+    assert values["dicomfs_disk_cache_up", where] == 0
+    priority = ("priority", "interactive")
+    buckets = {
+        bound: values["dicomfs_render_seconds_bucket", ("le", bound), where, priority]
+        for bound in ("0.001", "0.002", "60", "+Inf")
+    }
+    assert buckets == {"0.001": 0, "0.002": 3, "60": 3, "+Inf": 3}
+    assert values["dicomfs_render_seconds_count", where, priority] == 3
+    assert values["dicomfs_render_seconds_sum", where, priority] == 0.004
+    assert values["dicomfs_render_failures_total", where, ("reason", "time_limit")] == 1
+    assert values["dicomfs_render_failures_total", where, ("reason", "other")] == 1
+    assert values["dicomfs_render_crashes_total", where] == 1
+    assert values["dicomfs_event_loop_longest_turn_seconds", where] == 0.03
+    assert ("dicomfs_disk_cache_up", ("mountpoint", "/srv/other")) not in values
 
 
 # Metrics
