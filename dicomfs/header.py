@@ -17,7 +17,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import BinaryIO, Final, ParamSpec, TypeVar
@@ -37,6 +37,7 @@ from dicomfs.elements import ITEM, LONG_VR, SHORT_VR, UNDEFINED, Walk, inflate, 
 from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
 from dicomfs.naming import short_hash
+from dicomfs.outline import RELEVANT, Packer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -73,6 +74,8 @@ _WANTED_META: Final = MappingProxyType(
 )
 _VALUE_BYTES: Final = 65_536
 """A wanted value longer than this counts as missing: none of them may have more than a few hundred bytes."""
+_OUTLINED_BYTES: Final = 1 << 20
+"""A longer header has no outline: a render would have to read all of it."""
 _PIXEL_DATA: Final = 0x7FE00010
 _PIXEL_TAGS: Final = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
 _NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -139,10 +142,16 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
         if not syntax.startswith("1.2.840.10008."):  # nobody says what a private syntax does: see
             walk.explicit = is_vr(walk.peek(6)[4:])
     walk.check_start()
-    raw, tag, offset, length = _scan(walk)
+    start = data_set.tell()
+    packer = Packer(explicit=walk.explicit)
+    raw, tag, offset, length = _scan(walk, packer)
     values = _Values(raw, Charset.of(raw.get("SpecificCharacterSet", b"")), walk.order)
     native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
-    return _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
+    header = _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
+    if native and length and walk.order == "<" and offset <= _OUTLINED_BYTES and packer.is_plain():
+        data_set.seek(start)
+        return replace(header, outline=packer.pack(data_set.read(offset)))
+    return header
 
 
 @_untrusted
@@ -179,10 +188,10 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     )
 
 
-def _scan(walk: Walk) -> tuple[dict[str, bytes], int | None, int, int]:
+def _scan(walk: Walk, packer: Packer) -> tuple[dict[str, bytes], int | None, int, int]:
     """Values of the wanted elements by keyword; tag, value offset and length of the pixel data.
 
-    The length is `UNDEFINED` when encapsulated, the tag None when there are no pixels.
+    `packer` gets those that an outline is made from. The length is `UNDEFINED` when encapsulated, the tag None when there are no pixels.
     """
     values: dict[str, bytes] = {}
     while (head := walk.head()) is not None:
@@ -194,7 +203,11 @@ def _scan(walk: Walk) -> tuple[dict[str, bytes], int | None, int, int]:
             else:
                 walk.skip(length)
             return values, tag, offset, length
-        if length == UNDEFINED:
+        if tag in RELEVANT and packer.wants(tag, vr, length):
+            packer.keep(tag, value := walk.take(length))
+            if tag in _WANTED:
+                values[_WANTED[tag]] = value
+        elif length == UNDEFINED:
             walk.skip_sequence(explicit=bool(vr) and vr != b"UN")
         elif tag in _WANTED and length <= _VALUE_BYTES:
             values[_WANTED[tag]] = walk.take(length)

@@ -15,6 +15,8 @@ from dicomfs.display import Display
 from dicomfs.grey import Floats, modality_values
 
 AIR_HU = -1024.0
+GLIMPSE_STEP = 8
+"""Every so many rows and columns is looked at for a first impression."""
 BORDER_SHARE = 0.5
 """Share of the outermost pixels that must have one value for it to be border and not image."""
 
@@ -63,6 +65,21 @@ def measure(
     if keep.any():
         stored, counts = stored[keep], counts[keep]
     return Member(display, stored, counts.astype(np.int64), _border(ring))
+
+
+def glimpse(
+    codes: NDArray[Any],
+    levels: NDArray[np.int32] | None,
+    display: Display,
+    covered: NDArray[np.bool_] | None = None,
+) -> Floats:
+    """Finite modality values of a few of the pixels that `measure` counts; none when it is not sure of any."""
+    few = codes[::GLIMPSE_STEP, ::GLIMPSE_STEP]
+    if covered is not None:
+        few = few[~covered[::GLIMPSE_STEP, ::GLIMPSE_STEP]]
+    stored = (few if levels is None else levels[few]).ravel().astype(np.float64)
+    values = modality_values(stored[_is_image(stored, display)], display.transformation)
+    return values[np.isfinite(values)]
 
 
 def _is_image(stored: Floats, display: Display) -> NDArray[np.bool_]:

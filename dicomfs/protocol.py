@@ -20,9 +20,9 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.model import Layout, PoolWindow, Recipe, Source
 
-MAGIC = b"dfw2"
+MAGIC = b"dfw3"
 """Changes with the protocol, so that a worker of another version is refused when it says it is ready."""
 READY_JOB = 0
 """Job number of the answer `READY`; jobs count from 1."""
@@ -156,11 +156,15 @@ def decode_request(body: bytes) -> Request:
 
 
 def _source_fields(source: Source) -> dict[str, Any]:
-    return {"path": str(source.path.absolute()), "frame": source.frame}
+    layout = source.layout
+    known = None if layout is None else (layout.size, layout.pixel_offset, layout.outline.hex())
+    return {"path": str(source.path.absolute()), "frame": source.frame, "layout": known}
 
 
 def _source(fields: dict[str, Any]) -> Source:
-    return Source(Path(fields["path"]), fields["frame"])
+    layout = fields["layout"]
+    known = None if layout is None else Layout(layout[0], layout[1], bytes.fromhex(layout[2]))
+    return Source(Path(fields["path"]), fields["frame"], known)
 
 
 def frame_request(job: int, body: bytes) -> bytes:

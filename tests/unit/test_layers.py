@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
-    *("activity", "runfile", "identity", "charset", "elements", "header"),
+    *("activity", "runfile", "identity", "charset", "elements", "outline", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
