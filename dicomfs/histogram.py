@@ -15,7 +15,7 @@ from dicomfs.display import Display
 from dicomfs.grey import Floats, modality_values
 
 AIR_HU = -1024.0
-GLIMPSE_STEP = 8
+GLIMPSE_STEP = 16
 """Every so many rows and columns is looked at for a first impression."""
 BORDER_SHARE = 0.5
 """Share of the outermost pixels that must have one value for it to be border and not image."""

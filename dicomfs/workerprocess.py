@@ -92,10 +92,11 @@ class WorkerProcess:
 
     async def _read(self, reader: AnswerReader) -> Answer:
         while True:
+            # First: an answer takes far longer than it takes us to come here.
+            await trio.lowlevel.wait_readable(self._out)
             try:
                 piece = os.read(self._out, PIPE_BYTES)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._out)
                 continue
             if not piece:
                 raise WorkerDied
