@@ -37,7 +37,7 @@ from dicomfs.elements import ITEM, LONG_VR, SHORT_VR, UNDEFINED, Walk, inflate, 
 from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
 from dicomfs.naming import short_hash
-from dicomfs.outline import RELEVANT, Packer
+from dicomfs.outline import MAX_HEAD_BYTES, RELEVANT, Packer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -74,8 +74,6 @@ _WANTED_META: Final = MappingProxyType(
 )
 _VALUE_BYTES: Final = 65_536
 """A wanted value longer than this counts as missing: none of them may have more than a few hundred bytes."""
-_OUTLINED_BYTES: Final = 1 << 20
-"""A longer header has no outline: a render would have to read all of it."""
 _PIXEL_DATA: Final = 0x7FE00010
 _PIXEL_TAGS: Final = frozenset({_PIXEL_DATA, 0x7FE00008, 0x7FE00009})
 _NATIVE: Final = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
@@ -148,7 +146,8 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
     values = _Values(raw, Charset.of(raw.get("SpecificCharacterSet", b"")), walk.order)
     native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
     header = _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
-    if native and length and walk.order == "<" and offset <= _OUTLINED_BYTES and packer.is_plain():
+    plain = packer.is_plain() and walk.order == "<" and offset <= MAX_HEAD_BYTES
+    if native and length and plain:
         data_set.seek(start)
         return replace(header, outline=packer.pack(data_set.read(offset)))
     return header
@@ -191,7 +190,8 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
 def _scan(walk: Walk, packer: Packer) -> tuple[dict[str, bytes], int | None, int, int]:
     """Values of the wanted elements by keyword; tag, value offset and length of the pixel data.
 
-    `packer` gets those that an outline is made from. The length is `UNDEFINED` when encapsulated, the tag None when there are no pixels.
+    `packer` gets those that an outline is made from. The length is `UNDEFINED` when encapsulated, the tag
+    None when there are no pixels.
     """
     values: dict[str, bytes] = {}
     while (head := walk.head()) is not None:

@@ -73,7 +73,7 @@ def glimpse(
     display: Display,
     covered: NDArray[np.bool_] | None = None,
 ) -> Floats:
-    """Finite modality values of a few of the pixels that `measure` counts; none when it is not sure of any."""
+    """Finite modality values of a few of the pixels that `measure` counts; none when it is sure of none."""
     few = codes[::GLIMPSE_STEP, ::GLIMPSE_STEP]
     if covered is not None:
         few = few[~covered[::GLIMPSE_STEP, ::GLIMPSE_STEP]]

@@ -6,10 +6,11 @@ or isotope. Whatever else it is, it has no outline, and its header is parsed for
 
     B        version, changes with the lists below
     B        1 explicit VR, 0 implicit VR
-    <I       CRC-32 of the data set up to the first byte of the pixel data
-    …        attributes, deflated: for each its place in `KEPT` (B), its length (B), its value as it lies there
+    <I       CRC-32 of the data set up to the first byte of the pixel data, then of what follows here
+    …        attributes, deflated: of each its place in `KEPT` (B), its length (B), its value as it is there
 
-With the checksum a renderer sees that the header in the file is the one that was packed. Names no patient.
+With the checksum a renderer sees that the header in the file is the one that was packed, and that this is
+what was packed. Names no patient.
 Pure. Called by `header` (`pack`) and `pixels` (`unpack`).
 """
 
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Final
 
 VERSION: Final = 1
+MAX_HEAD_BYTES: Final = 1 << 20
+"""A longer header has no outline: a render would have to read all of it for the checksum."""
 
 KEPT: Final = (
     *(0x00080008, 0x00080016, 0x00080060, 0x00080068, 0x00180015, 0x00181164, 0x00181600, 0x00181602),
@@ -88,6 +91,10 @@ class Outline:
     body: bytes
     """The attributes, still deflated: equal for images of equal ones."""
 
+    def fits(self, head: bytes) -> bool:
+        """Whether this was packed from a data set that begins so, up to the first byte of its pixel data."""
+        return zlib.crc32(self.body, zlib.crc32(head)) == self.checksum
+
 
 class Packer:
     """Sees the elements of one data set, in order, and packs what a render needs."""
@@ -126,11 +133,11 @@ class Packer:
         )
 
     def pack(self, head: bytes) -> bytes:
-        """The outline of a plain image; `head` is the data set up to the first byte of the pixel data."""
+        """The outline of a plain image; `head`: its data set up to the first byte of the pixel data."""
         parts = [bytes((_PLACE[tag], len(value))) + value for tag, value in self._values.items() if value]
         deflater = zlib.compressobj(9, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_FIXED, _COMMON)
         packed = deflater.compress(b"".join(parts)) + deflater.flush()
-        return _HEAD.pack(VERSION, self._explicit, zlib.crc32(head)) + packed
+        return _HEAD.pack(VERSION, self._explicit, zlib.crc32(packed, zlib.crc32(head))) + packed
 
 
 def unpack(packed: bytes) -> Outline | None:

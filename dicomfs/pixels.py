@@ -43,7 +43,7 @@ from dicomfs.bounded import inflated, open_file
 from dicomfs.codestream import declared_size, repair_jpeg
 from dicomfs.errors import NotDisplayable
 from dicomfs.model import Layout
-from dicomfs.outline import attributes, unpack
+from dicomfs.outline import MAX_HEAD_BYTES, attributes, unpack
 from dicomfs.video import VIDEO_SYNTAXES, video_frame
 
 T = TypeVar("T")
@@ -63,12 +63,13 @@ _OUTLINES_KEPT = 64
 """Different ones whose attributes stay at hand; the images of a series usually have the same."""
 _DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 
-_PIXEL_TAGS = [
+TAGS = (
     *(0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x7FE00001, 0x7FE00002),
     *(0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203),
     *(0x00281221, 0x00281222, 0x00281223),
-]
+)
+"""Every attribute that this module reads."""
 
 _FUNCTIONAL_GROUPS = (0x52009229, 0x52009230)
 _LITTLE_ENDIAN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
@@ -187,27 +188,23 @@ def open_image(
 def _laid_out(file: BinaryIO, layout: Layout) -> Image | None:
     """The image that a layout describes; None, with the file at its start, when it is not of this file."""
     outline = unpack(layout.outline)
-    if outline is None:
-        return None
     size = file.seek(0, SEEK_END)
     start = size - layout.size
-    if start >= 0:
+    if outline is not None and start >= 0 and 0 < layout.pixel_offset <= min(layout.size, MAX_HEAD_BYTES):
         file.seek(start)
         head = file.read(layout.pixel_offset)
-        if len(head) == layout.pixel_offset and zlib.crc32(head) == outline.checksum:
+        if outline.fits(head):
             place = start + len(head)
-            # the head ends with the length field of the pixel data, in either VR encoding
+            # in either VR encoding the length field is what comes last before a value
             length = min(int.from_bytes(head[-4:], "little"), size - place)
-            return replace(
-                _outlined(outline.body, explicit=outline.explicit), file=file, start=place, length=length
-            )
+            return replace(_outlined(outline.body, outline.explicit), file=file, start=place, length=length)
     file.seek(0)
     return None
 
 
 @lru_cache(maxsize=_OUTLINES_KEPT)
-def _outlined(body: bytes, *, explicit: bool) -> Image:
-    """The image of an outline, still without its file. Raises NotDisplayable, and what a broken one provokes."""
+def _outlined(body: bytes, explicit: bool) -> Image:
+    """The image of an outline, still without its file. Raises NotDisplayable."""
     ds = Dataset()
     for tag, value in attributes(body).items():
         ds[tag] = RawDataElement(BaseTag(tag), None, len(value), value, 0, not explicit, True)
@@ -217,7 +214,7 @@ def _outlined(body: bytes, *, explicit: bool) -> Image:
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
     file = inflated(file)
-    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*_PIXEL_TAGS, *tags])
+    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TAGS, *tags])
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID") or ""))
     return _describe(ds, file, syntax, _locate(file, "big" if ds.original_encoding[1] is False else "little"))
 

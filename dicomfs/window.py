@@ -56,7 +56,7 @@ def own(
     Philips MR and PET headers may carry a rescale that was added without adapting the window: one that
     lies off the modality values but on the stored values is meant for those. A trusted window that would
     make the whole image white, or black where that cannot be, is not usable. `measured` is asked only where
-    that is possible, and not when `glimpsed`, the values of some pixels of it, already tell that it is not so.
+    that is possible, and not when `glimpsed`, the values of some of its pixels, tell that it is not so.
     """
     voi = _preferred(display)
     if not isinstance(voi, Window):
