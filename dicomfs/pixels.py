@@ -2,16 +2,19 @@
 
 Grey frames stay as close to the file as possible: 16-bit words as they are stored (`codes`) plus one
 table that says which stored value each word means (`levels`), so that masking, sign and clipping cost
-nothing per pixel. A plain image whose layout is known is not parsed, if the file still fits it: its header
-is read, but only for the checksum. Nothing here knows about windows. Called by `render`.
+nothing per pixel. A plain image whose layout is known is not parsed, nor is the next frame of a file: the
+header is read, but only for its checksum, which tells whether what is known still fits. Of pixels nothing is
+kept. Nothing here knows about windows. Called by `render`.
 """
 
+import os
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from io import SEEK_CUR, SEEK_END, BytesIO
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -58,6 +61,10 @@ _PIXEL_KEYWORDS = {
 }
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV", b"OL")
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_FILES_RECENT = 2
+_MAX_RECENT_BYTES = 16 << 20
+"""A longer header is parsed each time."""
+_MAX_KNOWN = 256
 _LEVELS_KEPT = 16
 _OUTLINES_KEPT = 64
 """Different ones whose attributes stay at hand; the images of a series usually have the same."""
@@ -136,12 +143,14 @@ class Image:
     by_frame: bool
     """True when frames may differ in more than their pixels (functional groups)."""
     known: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
-    """What was found out from the header alone (`find`); images of an equal outline share it."""
+    """What was found out from the header alone (`find`); images of an equal header share it."""
 
     def find(self, what: str, frame: int, make: Callable[[], T]) -> T:
         """What `make` finds out of the header alone about `frame`, something small; it is asked once."""
         key = what, frame if self.by_frame else 0
         if key not in self.known:
+            if len(self.known) >= _MAX_KNOWN:
+                self.known.clear()
             self.known[key] = make()
         found: T = self.known[key]
         return found
@@ -213,10 +222,61 @@ def _outlined(body: bytes, explicit: bool) -> Image:
 
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
-    file = inflated(file)
+    if not isinstance(file, BufferedReader):
+        return _parsed(inflated(file), tags)
+    known = _recent.find(file, tags)
+    if known is None:
+        whole = inflated(file)
+        known = _parsed(whole, tags)
+        if whole is file:
+            _recent.keep(file, tags, known)
+    return known
+
+
+def _parsed(file: BinaryIO, tags: tuple[int, ...]) -> Image:
     ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TAGS, *tags])
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID") or ""))
     return _describe(ds, file, syntax, _locate(file, "big" if ds.original_encoding[1] is False else "little"))
+
+
+class _Recent:
+    """Headers of the last few files of several frames: each frame is a render, and parsing may take longer.
+
+    What is in the file is read each time and compared by its checksum, so that a header is never another's.
+    """
+
+    def __init__(self) -> None:
+        self._images: OrderedDict[tuple[object, ...], tuple[int, Image]] = OrderedDict()
+
+    def find(self, file: BufferedReader, tags: tuple[int, ...]) -> Image | None:
+        """The image of an open file; None, with the file at its start, when it has to be parsed."""
+        key = self._key(file, tags)
+        if key not in self._images:
+            return None
+        self._images.move_to_end(key)
+        checksum, image = self._images[key]
+        if zlib.crc32(file.read(image.start)) == checksum:
+            return replace(image, file=file)
+        file.seek(0)
+        return None
+
+    def keep(self, file: BufferedReader, tags: tuple[int, ...], image: Image) -> None:
+        """Keep the header of what was found in an open file, if that is worth it."""
+        if image.frames > 1 and image.start <= _MAX_RECENT_BYTES:
+            file.seek(0)
+            # (not with the file: that would stay in memory)
+            kept = replace(image, file=BytesIO())
+            self._images[self._key(file, tags)] = zlib.crc32(file.read(image.start)), kept
+            while len(self._images) > _FILES_RECENT:
+                self._images.popitem(last=False)
+
+    @staticmethod
+    def _key(file: BufferedReader, tags: tuple[int, ...]) -> tuple[object, ...]:
+        stat = os.fstat(file.fileno())
+        return stat.st_dev, stat.st_ino, stat.st_size, tags
+
+
+_recent = _Recent()
 
 
 def _locate(file: BinaryIO, order: Literal["little", "big"]) -> _Place:

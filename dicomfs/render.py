@@ -1,8 +1,9 @@
 """(file, frame, recipe, window) -> the bytes of one picture: the pure function behind every rendition.
 
 The only place where what pydicom, numpy and the decoders raise becomes NotDisplayable (permanent);
-OSError and MemoryError pass through (passing). No cache, no state, no clock, no log: equal input gives
-equal bytes in every process. Called by the render workers and by `dicomfs render`.
+OSError and MemoryError pass through (passing). No clock, no log, and no state that shows (`pixels` keeps
+headers at hand, `grey` tables): equal input gives equal bytes in every process. Called by the render
+workers and by `dicomfs render`.
 """
 
 import errno
