@@ -14,7 +14,7 @@ from dicomfs import display as wishes
 from dicomfs import geometry, icc, planes, subtraction
 from dicomfs.display import Display, display
 from dicomfs.geometry import Geometry
-from dicomfs.grey import Floats, Rescale
+from dicomfs.grey import Rescale
 from dicomfs.histogram import Member, glimpse, measure
 from dicomfs.model import Recipe
 from dicomfs.pixels import Grey, Image, grey
@@ -47,7 +47,7 @@ class Frame:
         covered = None if self.shutter is None else self.shutter.covered
         return measure(self.codes, self.levels, self.display, covered)
 
-    def glimpse(self) -> Floats:
+    def glimpse(self) -> list[float]:
         """Modality values of some of the pixels that `member` counts; perhaps none."""
         covered = None if self.shutter is None else self.shutter.covered
         return glimpse(self.codes, self.levels, self.display, covered)

@@ -49,7 +49,7 @@ _PALE_BITS = 8
 
 
 def own(
-    display: Display, measured: Callable[[], Member], glimpsed: Callable[[], Floats] | None = None
+    display: Display, measured: Callable[[], Member], glimpsed: Callable[[], Sequence[float]] = list
 ) -> tuple[Modality, Voi] | None:
     """The frame's own header window and the units it is meant in; None when it has no usable one.
 
@@ -62,8 +62,8 @@ def own(
     if not isinstance(voi, Window):
         return None if voi is None else (display.transformation, voi)
     if _is_trusted(display):
-        seen = glimpsed is not None and _shows_something(voi, glimpsed(), display)
-        return None if not seen and _shows_nothing(voi, measured()) else (display.transformation, voi)
+        is_seen = _shows_something(voi, glimpsed(), display)
+        return None if not is_seen and _shows_nothing(voi, measured()) else (display.transformation, voi)
     if display.transformation == Rescale():
         return display.transformation, voi
     member = measured()
@@ -86,18 +86,18 @@ def _shows_nothing(window: Window, member: Member) -> bool:
     values = member.values[np.isfinite(member.values)]
     if values.size < 2:
         return False
-    return not _shows_something(window, values, member.display)
+    return not _shows_something(window, (float(values.min()), float(values.max())), member.display)
 
 
-def _shows_something(window: Window, values: Floats, display: Display) -> bool:
+def _shows_something(window: Window, values: Sequence[float], display: Display) -> bool:
     """True when these values do not all lie beyond the same end; then no others beside them do."""
-    if not values.size:
+    if not values:
         return False
     low, high = window.limits
     if window.function == "SIGMOID":
         reach = _SIGMOID_END * window.width
         low, high = window.centre - reach, window.centre + reach
-    least, most = float(values.min()), float(values.max())
+    least, most = min(values), max(values)
     return least < high and (most > low or display.modality in _BLACK_FRAMES)
 
 
