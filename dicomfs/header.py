@@ -17,7 +17,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from types import MappingProxyType
 from typing import BinaryIO, Final, ParamSpec, TypeVar
@@ -145,12 +145,13 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
     raw, tag, offset, length = _scan(walk, packer)
     values = _Values(raw, Charset.of(raw.get("SpecificCharacterSet", b"")), walk.order)
     native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
-    header = _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
-    plain = packer.is_plain() and walk.order == "<" and offset <= MAX_HEAD_BYTES
-    if native and length and plain:
+    plain = native and length and walk.order == "<" and offset <= MAX_HEAD_BYTES and packer.is_plain()
+    outline = None
+    if plain:
         data_set.seek(start)
-        return replace(header, outline=packer.pack(data_set.read(offset)))
-    return header
+        outline = packer.pack(data_set.read(offset))
+    place = (offset, length) if native else (None, None)
+    return _header(values, place, outline, has_pixels=tag is not None)
 
 
 @_untrusted
@@ -375,7 +376,9 @@ def _epoch(day: str, clock: re.Match[str] | None, zone: str) -> float:
 # --- the header -----------------------------------------------------------------------------------------
 
 
-def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixels: bool) -> Header:
+def _header(
+    values: _Values, native: tuple[int | None, int | None], outline: bytes | None, *, has_pixels: bool
+) -> Header:
     """Raises UnreadableDataSet without SOP Class or Instance UID."""
     if not (sop_class_uid := values.uid("SOPClassUID")):
         raise UnreadableDataSet("no SOP Class UID, or one that is none")
@@ -423,6 +426,7 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
         acquired=_acquired(values),
         pixel_offset=native[0],
         pixel_length=native[1],
+        outline=outline,
     )
 
 

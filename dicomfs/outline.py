@@ -67,6 +67,11 @@ _BINARY: Final = frozenset(
     }
 )
 """Those of 16 bits (US, SS); all others are text."""
+_KINDS: Final = dict.fromkeys(COMPLEX, frozenset[bytes]()) | {
+    tag: _BINARY_VRS if tag in _BINARY else _TEXT_VRS for tag in KEPT
+}
+_IMPLICIT: Final = {tag: kinds and frozenset([b""]) for tag, kinds in _KINDS.items()}
+"""VRs that an attribute may have, in explicit and in implicit VR; none: not in a plain image."""
 _PLACE: Final = {tag: place for place, tag in enumerate(KEPT)}
 _HEAD: Final = struct.Struct("<BBI")
 _MAX_VALUE: Final = 255
@@ -99,10 +104,11 @@ class Outline:
 class Packer:
     """Sees the elements of one data set, in order, and packs what a render needs."""
 
-    __slots__ = ("_explicit", "_is_plain", "_values")
+    __slots__ = ("_explicit", "_is_plain", "_kinds", "_values")
 
     def __init__(self, *, explicit: bool) -> None:
         self._explicit = explicit
+        self._kinds = _KINDS if explicit else _IMPLICIT
         self._values: dict[int, bytes] = {}
         self._is_plain = True
 
@@ -112,8 +118,7 @@ class Packer:
         `vr` is empty in implicit VR. VRs are not packed, so an attribute of another kind than it should be
         has to be parsed; so has one that slips from one encoding into the other.
         """
-        kinds = _BINARY_VRS if tag in _BINARY else _TEXT_VRS
-        if tag in COMPLEX or length > _MAX_VALUE or (vr not in kinds if self._explicit else vr != b""):
+        if vr not in self._kinds[tag] or length > _MAX_VALUE:
             self._is_plain = False
         return self._is_plain
 
