@@ -367,10 +367,10 @@ class Workers:
         return None
 
     async def _take(self) -> _Job:
-        job = self._next()
-        if job is not None and not self._idle:
+        queue = self._next()
+        if queue is not None and not self._idle:
             # At once, before any caller goes on with a picture: the process has nothing to do meanwhile.
-            self._queue(job).popleft()
+            job = queue.take()
             self._running.add(job)
             return job
         idle = _Idle()
