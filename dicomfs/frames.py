@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from dicomfs import display as wishes
 from dicomfs import geometry, icc, planes, subtraction
 from dicomfs.display import Display, display
+from dicomfs.geometry import Geometry
 from dicomfs.grey import Rescale
-from dicomfs.histogram import Member, measure
+from dicomfs.histogram import Member, glimpse, measure
 from dicomfs.model import Recipe
 from dicomfs.pixels import Grey, Image, grey
 from dicomfs.planes import Mask, Shutter
@@ -46,10 +47,15 @@ class Frame:
         covered = None if self.shutter is None else self.shutter.covered
         return measure(self.codes, self.levels, self.display, covered)
 
+    def glimpse(self) -> list[float]:
+        """Modality values of some of the pixels that `member` counts; perhaps none."""
+        covered = None if self.shutter is None else self.shutter.covered
+        return glimpse(self.codes, self.levels, self.display, covered)
+
 
 def header_wishes(image: Image, frame: int, recipe: Recipe) -> tuple[Display, bool]:
     """What the header says of a frame's display, and whether the frame stands alone; no pixel is read."""
-    found = _display(image, frame)
+    found = image.find("display", frame, lambda: _display(image, frame))
     if not recipe.subtraction or not subtraction.is_recommended(image.ds):
         return found, False
     if subtraction.subtraction(image.ds, frame, image.frames) is None:
@@ -65,7 +71,9 @@ def grey_frame(image: Image, frame: int, recipe: Recipe) -> Frame:
     found, alone = header_wishes(image, frame, recipe)
     wanted = subtraction.subtraction(image.ds, frame, image.frames) if recipe.subtraction else None
     shown = stored if wanted is None else Grey(subtraction.subtracted(wanted, _reader(image)), None)
-    overlay = planes.overlays(image.ds, frame, stored.codes, image.unused_bits) if recipe.overlays else None
+    overlay = None
+    if recipe.overlays and image.find("overlaid", 0, lambda: planes.has_overlays(image.ds)):
+        overlay = planes.overlays(image.ds, frame, stored.codes, image.unused_bits)
     return Frame(shown.codes, shown.levels, found, shutter_of(image, frame, recipe), overlay, alone)
 
 
@@ -76,10 +84,15 @@ def values_frame(image: Image, frame: int) -> tuple[Grey, Display]:
 
 def shutter_of(image: Image, frame: int, recipe: Recipe) -> Shutter | None:
     """The display shutter of a frame, grey or colour, where the recipe wants it."""
-    if not recipe.shutters:
+    if not recipe.shutters or not image.find("shuttered", 0, lambda: planes.has_shutters(image.ds)):
         return None
-    aspect = geometry.geometry(image.ds, frame).aspect
+    aspect = pixel_size(image, frame).aspect
     return planes.shutter(image.ds, frame, (image.rows, image.columns), aspect)
+
+
+def pixel_size(image: Image, frame: int) -> Geometry:
+    """The size of a frame's pixels."""
+    return image.find("geometry", frame, lambda: geometry.geometry(image.ds, frame))
 
 
 def _reader(image: Image) -> Callable[[int], NDArray[np.float32]]:

@@ -6,6 +6,7 @@ Pure numpy, no data sets, no files. The formulas are those of PS3.3 C.11.1 and C
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,11 @@ Floats = NDArray[np.float64]
 
 _MAX_EXPONENT = 700.0
 """exp() overflows a double beyond 709."""
+_TABLES_KEPT = 32
+"""Of 64 kB at most."""
+_CODES_AT_ONCE = 8192
+_PIXELS_AT_ONCE = 1 << 18
+"""numpy looks up by 64-bit numbers: those of a radiograph would be 48 MB, in no processor's cache."""
 _ROWS_AT_ONCE = 256
 """Without a table the chain needs a dozen doubles per pixel: some rows at a time."""
 
@@ -142,11 +148,49 @@ def apply(stored: NDArray[Any], chain: Chain) -> NDArray[np.uint8]:
 
 def render_grey(codes: NDArray[Any], levels: NDArray[np.int32] | None, chain: Chain) -> NDArray[np.uint8]:
     """One frame to 8 bits, shape (rows, columns): `codes` and `levels` as `pixels.Grey` has them."""
-    if levels is not None:
-        table = apply(levels, chain)
-        picture: NDArray[np.uint8] = np.take(table, codes)
-        return picture
     picture = np.empty(codes.shape, np.uint8)
+    if levels is not None:
+        table, flat, words = _table(levels, chain), picture.reshape(-1), codes.reshape(-1)
+        for start in range(0, words.size, _PIXELS_AT_ONCE):
+            part = slice(start, start + _PIXELS_AT_ONCE)
+            # no code lies outside of the table: "clip" only says that nothing has to be undone
+            np.take(table, words[part], out=flat[part], mode="clip")
+        return picture
     for row in range(0, codes.shape[0], _ROWS_AT_ONCE):
         picture[row : row + _ROWS_AT_ONCE] = apply(codes[row : row + _ROWS_AT_ONCE], chain)
     return picture
+
+
+def _table(levels: NDArray[np.int32], chain: Chain) -> NDArray[np.uint8]:
+    """The chain as a table over all codes; kept where both are the same again and again."""
+    if levels.flags.writeable or isinstance(chain.modality, Lut) or isinstance(chain.voi, Lut):
+        return _made_table(levels, chain)
+    return _kept_table(_Constant(levels), chain)
+
+
+class _Constant:
+    """An array that nobody changes, equal to itself only."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: NDArray[np.int32]) -> None:
+        self.array = array
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Constant) and self.array is other.array
+
+    def __hash__(self) -> int:
+        return id(self.array)
+
+
+@lru_cache(maxsize=_TABLES_KEPT)
+def _kept_table(levels: _Constant, chain: Chain) -> NDArray[np.uint8]:
+    return _made_table(levels.array, chain)
+
+
+def _made_table(levels: NDArray[np.int32], chain: Chain) -> NDArray[np.uint8]:
+    """A part at a time, so that the doubles stay in the processor's cache."""
+    table = np.empty(levels.shape, np.uint8)
+    for start in range(0, levels.size, _CODES_AT_ONCE):
+        table[start : start + _CODES_AT_ONCE] = apply(levels[start : start + _CODES_AT_ONCE], chain)
+    return table

@@ -37,6 +37,7 @@ from dicomfs.elements import ITEM, LONG_VR, SHORT_VR, UNDEFINED, Walk, inflate, 
 from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
 from dicomfs.naming import short_hash
+from dicomfs.outline import MAX_HEAD_BYTES, RELEVANT, Packer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -139,10 +140,18 @@ def read_header(data_set: BinaryIO, size: int, transfer_syntax: str) -> Header:
         if not syntax.startswith("1.2.840.10008."):  # nobody says what a private syntax does: see
             walk.explicit = is_vr(walk.peek(6)[4:])
     walk.check_start()
-    raw, tag, offset, length = _scan(walk)
+    start = data_set.tell()
+    packer = Packer(explicit=walk.explicit)
+    raw, tag, offset, length = _scan(walk, packer)
     values = _Values(raw, Charset.of(raw.get("SpecificCharacterSet", b"")), walk.order)
     native = tag == _PIXEL_DATA and length != UNDEFINED and syntax in _NATIVE
-    return _header(values, (offset, length) if native else (None, None), has_pixels=tag is not None)
+    plain = native and length and walk.order == "<" and offset <= MAX_HEAD_BYTES and packer.is_plain()
+    outline = None
+    if plain:
+        data_set.seek(start)
+        outline = packer.pack(data_set.read(offset))
+    place = (offset, length) if native else (None, None)
+    return _header(values, place, outline, has_pixels=tag is not None)
 
 
 @_untrusted
@@ -179,10 +188,11 @@ def read_file_meta(file: BinaryIO) -> FileMeta:
     )
 
 
-def _scan(walk: Walk) -> tuple[dict[str, bytes], int | None, int, int]:
+def _scan(walk: Walk, packer: Packer) -> tuple[dict[str, bytes], int | None, int, int]:
     """Values of the wanted elements by keyword; tag, value offset and length of the pixel data.
 
-    The length is `UNDEFINED` when encapsulated, the tag None when there are no pixels.
+    `packer` gets those that an outline is made from. The length is `UNDEFINED` when encapsulated, the tag
+    None when there are no pixels.
     """
     values: dict[str, bytes] = {}
     while (head := walk.head()) is not None:
@@ -194,7 +204,11 @@ def _scan(walk: Walk) -> tuple[dict[str, bytes], int | None, int, int]:
             else:
                 walk.skip(length)
             return values, tag, offset, length
-        if length == UNDEFINED:
+        if tag in RELEVANT and packer.wants(tag, vr, length):
+            packer.keep(tag, value := walk.take(length))
+            if tag in _WANTED:
+                values[_WANTED[tag]] = value
+        elif length == UNDEFINED:
             walk.skip_sequence(explicit=bool(vr) and vr != b"UN")
         elif tag in _WANTED and length <= _VALUE_BYTES:
             values[_WANTED[tag]] = walk.take(length)
@@ -362,7 +376,9 @@ def _epoch(day: str, clock: re.Match[str] | None, zone: str) -> float:
 # --- the header -----------------------------------------------------------------------------------------
 
 
-def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixels: bool) -> Header:
+def _header(
+    values: _Values, native: tuple[int | None, int | None], outline: bytes | None, *, has_pixels: bool
+) -> Header:
     """Raises UnreadableDataSet without SOP Class or Instance UID."""
     if not (sop_class_uid := values.uid("SOPClassUID")):
         raise UnreadableDataSet("no SOP Class UID, or one that is none")
@@ -410,6 +426,7 @@ def _header(values: _Values, native: tuple[int | None, int | None], *, has_pixel
         acquired=_acquired(values),
         pixel_offset=native[0],
         pixel_length=native[1],
+        outline=outline,
     )
 
 

@@ -4,6 +4,7 @@ Padding, and in CT whatever lies below air, is no image and never counted. Calle
 measure) and `window` (to decide).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicomfs.display import Display
-from dicomfs.grey import Floats, modality_values
+from dicomfs.grey import Floats, Lut, modality_values
 
 AIR_HU = -1024.0
+GLIMPSE_STEP = 16
+"""Every so many rows and columns is looked at for a first impression."""
 BORDER_SHARE = 0.5
 """Share of the outermost pixels that must have one value for it to be border and not image."""
 
@@ -63,6 +66,29 @@ def measure(
     if keep.any():
         stored, counts = stored[keep], counts[keep]
     return Member(display, stored, counts.astype(np.int64), _border(ring))
+
+
+def glimpse(
+    codes: NDArray[Any],
+    levels: NDArray[np.int32] | None,
+    display: Display,
+    covered: NDArray[np.bool_] | None = None,
+) -> list[float]:
+    """Finite modality values of a few of the pixels that `measure` counts; none when it is sure of none."""
+    units = display.transformation
+    if isinstance(units, Lut):
+        return []
+    few = codes[::GLIMPSE_STEP, ::GLIMPSE_STEP]
+    few = few.ravel() if covered is None else few[~covered[::GLIMPSE_STEP, ::GLIMPSE_STEP]]
+    if not few.size:
+        return []
+    ordered = np.sort(few if levels is None else levels.take(few))
+    # of so few, plain numbers are quicker than arrays
+    chosen = {float(ordered[(ordered.size - 1) * part // 4]) for part in range(5)}
+    first, last = display.padding or (math.inf, -math.inf)
+    values = [stored * units.slope + units.intercept for stored in chosen if not first <= stored <= last]
+    least = AIR_HU if display.modality == "CT" else -math.inf
+    return [value for value in values if least <= value < math.inf and value != -math.inf]
 
 
 def _is_image(stored: Floats, display: Display) -> NDArray[np.bool_]:

@@ -39,6 +39,7 @@ from sqlalchemy import (
 
 from dicomfs.errors import StoreFull, StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.lock import StoreLock
+from dicomfs.model import Layout
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS, suffixed
 from dicomfs.schema import (
     SCHEMA_VERSION,
@@ -134,6 +135,17 @@ class ImageRow:
     hash: bytes
     size: int
     """Bytes of the data set."""
+    pixel_offset: int | None
+    """First byte of native pixel data, counted from the start of the data set."""
+    outline: bytes | None
+    """Of a plain image (`outline.py`)."""
+
+    @property
+    def layout(self) -> Layout | None:
+        """What a renderer can go by instead of parsing the file."""
+        if self.outline is None or self.pixel_offset is None:
+            return None
+        return Layout(self.size, self.pixel_offset, self.outline)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +264,8 @@ _IMAGE = (
         originals.c.id.label("original"),
         originals.c.hash,
         originals.c.size,
+        originals.c.pixel_offset,
+        originals.c.outline,
     )
     .join(series, series.c.id == instances.c.series)
     .join(exams, exams.c.id == instances.c.exam)
@@ -520,7 +534,7 @@ def _removal(row: Row[Any]) -> Removal:
     patient = _patient(of_patient)
     folder = shown_name(of_exam, EXAM_UNITS)
     exam = ExamRow(of_exam.id, patient.id, patient.name, of_exam.date, folder, of_exam.updated)
-    image = ImageRow(**json.loads(row.image) | {"hash": b""}) if row.image else None
+    image = ImageRow(**json.loads(row.image) | {"hash": b"", "outline": None}) if row.image else None
     return Removal(row.id, patient, exam, image, tuple(Held(*one) for one in json.loads(row.held)))
 
 

@@ -32,7 +32,7 @@ def length(source: Source, recipe: Recipe) -> int | None:
     """
     if not FORMATS[recipe.format].is_uncompressed:
         return None
-    with translated(), open_image(source.path, TAGS) as image:
+    with translated(), open_image(source.path, TAGS, source.layout) as image:
         if not _is_plain(image, source.frame, recipe):
             return None
         shape = (image.rows, image.columns, 3)[: 3 if image.is_colour else 2]

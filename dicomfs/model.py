@@ -65,6 +65,8 @@ class Header:
     encapsulated, deflated or absent."""
     pixel_length: int | None
     """Bytes of native Pixel Data."""
+    outline: bytes | None = None
+    """What a render needs of the header of a plain image (`outline.py`); None: it has to be parsed."""
 
 
 class Duplicates(Enum):
@@ -156,6 +158,18 @@ class PoolWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """What the index knows of a plain image's file, so that a renderer need not parse it."""
+
+    size: int
+    """Bytes of the data set, which ends with the file."""
+    pixel_offset: int
+    """First byte of the pixel data, counted from the start of the data set."""
+    outline: bytes
+    """As `outline.py` packs it; its checksum tells whether file and index still fit."""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """Where one original lies, as a renderer needs it."""
 
@@ -163,3 +177,5 @@ class Source:
     """The DICOM file in the archive."""
     frame: int = 0
     """Frame, counted from 0."""
+    layout: Layout | None = None
+    """None: the file has to be parsed. Makes no difference to the picture."""

@@ -2,24 +2,31 @@
 
 Grey frames stay as close to the file as possible: 16-bit words as they are stored (`codes`) plus one
 table that says which stored value each word means (`levels`), so that masking, sign and clipping cost
-nothing per pixel. Nothing here knows about windows. Called by `render`.
+nothing per pixel. A plain image whose layout is known is not parsed, nor is the next frame of a file: the
+header is read, but only for its checksum, which tells whether what is known still fits. Of pixels nothing is
+kept. Nothing here knows about windows. Called by `render`.
 """
 
+import os
 import zlib
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from io import SEEK_CUR, SEEK_END, BytesIO
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.tag import BaseTag
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
@@ -38,7 +45,11 @@ from dicomfs.attributes import DAMAGE, integer, number, octets, text
 from dicomfs.bounded import inflated, open_file
 from dicomfs.codestream import declared_size, repair_jpeg
 from dicomfs.errors import NotDisplayable
+from dicomfs.model import Layout
+from dicomfs.outline import MAX_HEAD_BYTES, attributes, unpack
 from dicomfs.video import VIDEO_SYNTAXES, video_frame
+
+T = TypeVar("T")
 
 MAX_PIXELS = 300_000_000
 """Rows x Columns of one frame beyond which nothing is allocated."""
@@ -50,20 +61,26 @@ _PIXEL_KEYWORDS = {
 }
 _LONG_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV", b"OL")
 _UNDEFINED_LENGTH = 0xFFFFFFFF
+_FILES_RECENT = 2
+_MAX_RECENT_BYTES = 16 << 20
+"""A longer header is parsed each time."""
+_MAX_KNOWN = 256
+_LEVELS_KEPT = 16
+_OUTLINES_KEPT = 64
+"""Different ones whose attributes stay at hand; the images of a series usually have the same."""
 _DEFLATED_FRAMES = UID("1.2.840.10008.1.2.8.1")
 
-_PIXEL_TAGS = [
+TAGS = (
     *(0x00280002, 0x00280004, 0x00280006, 0x00280008, 0x00280010, 0x00280011),
     *(0x00280100, 0x00280101, 0x00280102, 0x00280103, 0x7FE00001, 0x7FE00002),
     *(0x00281101, 0x00281102, 0x00281103, 0x00281201, 0x00281202, 0x00281203),
     *(0x00281221, 0x00281222, 0x00281223),
-]
-
-_NATIVE = (
-    ImplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
 )
+"""Every attribute that this module reads."""
+
+_FUNCTIONAL_GROUPS = (0x52009229, 0x52009230)
+_LITTLE_ENDIAN = (ImplicitVRLittleEndian, ExplicitVRLittleEndian)
+_NATIVE = (*_LITTLE_ENDIAN, ExplicitVRBigEndian)
 _SAME_CODE = {
     # retired JPEG processes, progressive ones among them (PS3.5-2001 A.4.1): the codestream says which it is
     **{UID(f"1.2.840.10008.1.2.4.{process}"): JPEGExtended12Bit for process in (52, 53, 54, 55, 56)},
@@ -123,6 +140,20 @@ class Image:
     stored: int
     high: int
     signed: bool
+    by_frame: bool
+    """True when frames may differ in more than their pixels (functional groups)."""
+    known: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
+    """What was found out from the header alone (`find`); images of an equal header share it."""
+
+    def find(self, what: str, frame: int, make: Callable[[], T]) -> T:
+        """What `make` finds out of the header alone about `frame`, something small; it is asked once."""
+        key = what, frame if self.by_frame else 0
+        if key not in self.known:
+            if len(self.known) >= _MAX_KNOWN:
+                self.known.clear()
+            self.known[key] = make()
+        found: T = self.known[key]
+        return found
 
     @property
     def is_colour(self) -> bool:
@@ -149,21 +180,103 @@ class Image:
 
 
 @contextmanager
-def open_image(path: Path | BinaryIO, tags: tuple[int, ...] = ()) -> Iterator[Image]:
+def open_image(
+    path: Path | BinaryIO, tags: tuple[int, ...] = (), layout: Layout | None = None
+) -> Iterator[Image]:
     """Read a file's attributes (those of the pixel modules and `tags`) and find its pixel data.
 
+    With a `layout` that fits the file, the attributes are those of its outline, which has all that are here.
     Raises NotDisplayable for a file without usable pixel data, OSError, and whatever pydicom raises for
     a damaged data set (`attributes.DAMAGE`).
     """
     with open_file(path) as file:
-        yield _image(file, tags)
+        known = None if layout is None else _laid_out(file, layout)
+        yield known or _image(file, tags)
+
+
+def _laid_out(file: BinaryIO, layout: Layout) -> Image | None:
+    """The image that a layout describes; None, with the file at its start, when it is not of this file."""
+    outline = unpack(layout.outline)
+    size = file.seek(0, SEEK_END)
+    start = size - layout.size
+    if outline is not None and start >= 0 and 0 < layout.pixel_offset <= min(layout.size, MAX_HEAD_BYTES):
+        file.seek(start)
+        head = file.read(layout.pixel_offset)
+        if outline.fits(head):
+            place = start + len(head)
+            # in either VR encoding the length field is what comes last before a value
+            length = min(int.from_bytes(head[-4:], "little"), size - place)
+            return replace(_outlined(outline.body, outline.explicit), file=file, start=place, length=length)
+    file.seek(0)
+    return None
+
+
+@lru_cache(maxsize=_OUTLINES_KEPT)
+def _outlined(body: bytes, explicit: bool) -> Image:
+    """The image of an outline, still without its file. Raises NotDisplayable."""
+    ds = Dataset()
+    for tag, value in attributes(body).items():
+        ds[tag] = RawDataElement(BaseTag(tag), None, len(value), value, 0, not explicit, True)
+    syntax = ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian
+    return _describe(ds, BytesIO(), syntax, _Place("PixelData", "OW", 0, 1))
 
 
 def _image(file: BinaryIO, tags: tuple[int, ...]) -> Image:
-    file = inflated(file)
-    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*_PIXEL_TAGS, *tags])
+    if not isinstance(file, BufferedReader):
+        return _parsed(inflated(file), tags)
+    known = _recent.find(file, tags)
+    if known is None:
+        whole = inflated(file)
+        known = _parsed(whole, tags)
+        if whole is file:
+            _recent.keep(file, tags, known)
+    return known
+
+
+def _parsed(file: BinaryIO, tags: tuple[int, ...]) -> Image:
+    ds = dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*TAGS, *tags])
     syntax = UID(str(ds.file_meta.get("TransferSyntaxUID") or ""))
     return _describe(ds, file, syntax, _locate(file, "big" if ds.original_encoding[1] is False else "little"))
+
+
+class _Recent:
+    """Headers of the last few files of several frames: each frame is a render, and parsing may take longer.
+
+    What is in the file is read each time and compared by its checksum, so that a header is never another's.
+    """
+
+    def __init__(self) -> None:
+        self._images: OrderedDict[tuple[object, ...], tuple[int, Image]] = OrderedDict()
+
+    def find(self, file: BufferedReader, tags: tuple[int, ...]) -> Image | None:
+        """The image of an open file; None, with the file at its start, when it has to be parsed."""
+        key = self._key(file, tags)
+        if key not in self._images:
+            return None
+        self._images.move_to_end(key)
+        checksum, image = self._images[key]
+        if zlib.crc32(file.read(image.start)) == checksum:
+            return replace(image, file=file)
+        file.seek(0)
+        return None
+
+    def keep(self, file: BufferedReader, tags: tuple[int, ...], image: Image) -> None:
+        """Keep the header of what was found in an open file, if that is worth it."""
+        if image.frames > 1 and image.start <= _MAX_RECENT_BYTES:
+            file.seek(0)
+            # (not with the file: that would stay in memory)
+            kept = replace(image, file=BytesIO())
+            self._images[self._key(file, tags)] = zlib.crc32(file.read(image.start)), kept
+            while len(self._images) > _FILES_RECENT:
+                self._images.popitem(last=False)
+
+    @staticmethod
+    def _key(file: BufferedReader, tags: tuple[int, ...]) -> tuple[object, ...]:
+        stat = os.fstat(file.fileno())
+        return stat.st_dev, stat.st_ino, stat.st_size, tags
+
+
+_recent = _Recent()
 
 
 def _locate(file: BinaryIO, order: Literal["little", "big"]) -> _Place:
@@ -220,6 +333,7 @@ def _describe(ds: Dataset, file: BinaryIO, syntax: UID, place: _Place) -> Image:
         stored=stored,
         high=integer(ds, 0x00280102, stored - 1),
         signed=integer(ds, 0x00280103, 0) == 1 and allocated > 1,
+        by_frame=any(tag in ds for tag in _FUNCTIONAL_GROUPS),
     )
 
 
@@ -231,33 +345,74 @@ def grey(image: Image, frame: int) -> Grey:
     """
     if image.syntax in VIDEO_SYNTAXES:
         return Grey(_video(image, frame), np.arange(256, dtype=np.int32))
-    array, _ = _decode(image, frame)
-    if image.is_float or array.dtype.itemsize > 2:
-        return Grey(array, None)
-    codes = array.astype(array.dtype.newbyteorder("="), copy=False)
-    return Grey(codes.view(f"u{codes.dtype.itemsize}"), _levels(image, codes.dtype.itemsize * 8))
-
-
-def _levels(image: Image, bits: int) -> NDArray[np.int32]:
-    """Stored value of each code: unused bits masked and sign extended (PS3.5 8.1.1).
-
-    JPEG 2000 and JPEG-LS carry their own precision; there a value beyond BitsStored is a value, not
-    dirt (wavelets overshoot), and is clipped.
-    """
+    if _is_plain(image):
+        codes = _words(image, frame)
+    else:
+        array, _ = _decode(image, frame)
+        if image.is_float or array.dtype.itemsize > 2:
+            return Grey(array, None)
+        codes = array.astype(array.dtype.newbyteorder("="), copy=False)
+        codes = codes.view(f"u{codes.dtype.itemsize}")
+    bits = codes.dtype.itemsize * 8
     stored = min(image.stored, bits)
-    codes = np.arange(1 << bits, dtype=np.int32)
     if image.syntax in JPEG2000TransferSyntaxes + JPEGLSTransferSyntaxes:
-        values = np.where(codes >> (bits - 1), codes - (1 << bits), codes) if image.signed else codes
-        low, high = (
-            (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if image.signed else (0, (1 << stored) - 1)
-        )
-        return np.clip(values, low, high).astype(np.int32)
+        return Grey(codes, _clipped_levels(bits, stored, signed=image.signed))
     # old originals keep their values in the upper bits of the word; a codestream has no upper bits
     upper = stored <= image.high < bits and image.syntax not in JPEGTransferSyntaxes
-    values = codes >> (image.high + 1 - stored if upper else 0) & ((1 << stored) - 1)
-    if image.signed:
+    shift = image.high + 1 - stored if upper else 0
+    return Grey(codes, _masked_levels(bits, stored, shift, signed=image.signed))
+
+
+@lru_cache(maxsize=_LEVELS_KEPT)
+def _clipped_levels(bits: int, stored: int, *, signed: bool) -> NDArray[np.int32]:
+    """Stored value of each code of JPEG 2000 and JPEG-LS.
+
+    They carry their own precision: a value beyond BitsStored is a value, not dirt (wavelets overshoot).
+    """
+    codes = np.arange(1 << bits, dtype=np.int32)
+    values = np.where(codes >> (bits - 1), codes - (1 << bits), codes) if signed else codes
+    low, high = (-(1 << (stored - 1)), (1 << (stored - 1)) - 1) if signed else (0, (1 << stored) - 1)
+    return _constant(np.clip(values, low, high))
+
+
+@lru_cache(maxsize=_LEVELS_KEPT)
+def _masked_levels(bits: int, stored: int, shift: int, *, signed: bool) -> NDArray[np.int32]:
+    """Stored value of each code: unused bits masked and sign extended (PS3.5 8.1.1)."""
+    codes = np.arange(1 << bits, dtype=np.int32)
+    values = codes >> shift & ((1 << stored) - 1)
+    if signed:
         values = np.where(values >> (stored - 1), values - (1 << stored), values)
-    return values.astype(np.int32)
+    return _constant(values)
+
+
+def _constant(values: NDArray[Any]) -> NDArray[np.int32]:
+    """Nobody can change what is shared."""
+    found = values.astype(np.int32)
+    found.flags.writeable = False
+    return found
+
+
+def _is_plain(image: Image) -> bool:
+    """True when a frame's bytes are its codes: nothing is decoded, swapped or unpacked."""
+    return (
+        image.syntax in _LITTLE_ENDIAN
+        and image.keyword == "PixelData"
+        and image.allocated in {8, 16}
+        and image.samples == 1
+        and image.photometric in {"MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"}
+    )
+
+
+def _words(image: Image, frame: int) -> NDArray[Any]:
+    """The codes of one frame of a plain image, shape (rows, columns); raises as `grey`."""
+    _check_frame(image, frame)
+    file = _native(image, frame, {})
+    count = image.rows * image.columns * image.allocated // 8
+    file.seek(image.start + frame * count)
+    raw = file.read(count)
+    if len(raw) < count:
+        raise EOFError("the file has become shorter")
+    return np.frombuffer(raw, f"<u{image.allocated // 8}").reshape(image.rows, image.columns)
 
 
 def colour(image: Image, frame: int) -> NDArray[np.uint8]:

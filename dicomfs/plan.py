@@ -207,7 +207,8 @@ class Plan:
     def add(self, found: Planned) -> None:
         """A whole original. Raises StoreFull, StoreUnavailable."""
         receipt = {**asdict(found.receipt), "duplicates": found.receipt.duplicates.value}
-        header = [getattr(found.header, name) for name in _HEADER_FIELDS]
+        values = (getattr(found.header, name) for name in _HEADER_FIELDS)
+        header = [value.hex() if isinstance(value, bytes) else value for value in values]
         place = (found.hash, found.named, found.size, found.offset, _possible(found.named))
         said = (found.receipt.received, json.dumps(receipt), found.is_labelled, json.dumps(header))
         with _translated():
@@ -372,9 +373,12 @@ def _receipt(text: str) -> Receipt:
 
 
 def _header(text: str) -> Header:
-    # JSON knows no tuples, and a header has no lists.
+    # JSON knows neither tuples nor bytes, and a header has no lists.
     values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in json.loads(text)]
-    return Header(**dict(zip(_HEADER_FIELDS, values, strict=True)))
+    named = dict(zip(_HEADER_FIELDS, values, strict=True))
+    if named["outline"] is not None:
+        named["outline"] = bytes.fromhex(named["outline"])
+    return Header(**named)
 
 
 @contextmanager

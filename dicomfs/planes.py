@@ -43,6 +43,11 @@ _EDGE_DIVISOR = 3
 # ---------------------------------------------------------------- overlays
 
 
+def has_overlays(ds: Dataset) -> bool:
+    """False when nothing in the header speaks of an overlay."""
+    return any(tag >> 16 in _GROUPS for tag in ds.keys())  # noqa: SIM118 - iteration converts the values
+
+
 def overlays(ds: Dataset, frame: int, codes: NDArray[Any], unused_bits: int) -> Mask | None:
     """Where overlay graphics are drawn on a frame, shape (rows, columns); None when nowhere.
 
@@ -131,6 +136,11 @@ class Shutter:
     covered: Mask
     value: int
     """Grey of what is covered, 0 to 255."""
+
+
+def has_shutters(ds: Dataset) -> bool:
+    """False when nothing in the header speaks of a shutter."""
+    return any(tag in ds for tag in (0x00181600, 0x52009229, 0x52009230))
 
 
 def shutter(ds: Dataset, frame: int, shape: tuple[int, int], aspect: float) -> Shutter | None:

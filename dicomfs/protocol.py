@@ -14,15 +14,16 @@ Pure: no files, no processes, no trio. Used by `workers.py` (parent) and `worker
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.model import Layout, PoolWindow, Recipe, Source
 
-MAGIC = b"dfw2"
+MAGIC = b"dfw3"
 """Changes with the protocol, so that a worker of another version is refused when it says it is ready."""
 READY_JOB = 0
 """Job number of the answer `READY`; jobs count from 1."""
@@ -31,6 +32,7 @@ MAX_TEXT_BYTES = 65_536
 MAX_DATA_BYTES = 256 << 20
 """Largest picture that is accepted: more than 8 000 x 8 000 pixels of uncompressed RGB."""
 MAX_SENTENCE_CHARACTERS = 500
+_TEXTS_KEPT = 256
 
 _REQUEST_HEAD = struct.Struct(">II")
 _ANSWER_HEAD = struct.Struct(">4sIBII")
@@ -114,24 +116,22 @@ def encode_request(request: Request) -> bytes:
     """Body of a request, without its head: equal requests give equal bytes. Paths become absolute."""
     match request:
         case RenderRequest(source, recipe, window):
-            window_fields = None if window is None else asdict(window)
-            fields = {
-                "op": "render",
-                **_source_fields(source),
-                "recipe": asdict(recipe),
-                "window": window_fields,
-            }
+            what = f'"render",{_source_text(source)},"recipe":{_text(recipe)},"window":{_text(window)}'
         case PoolRequest(members, policy):
-            sources = [_source_fields(member) for member in members]
-            fields = {"op": "pool", "members": sources, "policy": policy}
+            what = f'"pool","members":[{_source_texts(members)}],"policy":{json.dumps(policy)}'
         case ProbeRequest(recipe):
-            fields = {"op": "probe", "recipe": asdict(recipe)}
+            what = f'"probe","recipe":{_text(recipe)}'
         case LengthsRequest(members, recipe):
-            sources = [_source_fields(member) for member in members]
-            fields = {"op": "lengths", "members": sources, "recipe": asdict(recipe)}
+            what = f'"lengths","members":[{_source_texts(members)}],"recipe":{_text(recipe)}'
         case NoticeRequest(recipe, reason):
-            fields = {"op": "notice", "recipe": asdict(recipe), "reason": reason}
-    return json.dumps(fields, separators=(",", ":")).encode("ascii")  # ASCII keeps undecodable path bytes
+            what = f'"notice","recipe":{_text(recipe)},"reason":{json.dumps(reason)}'
+    return f'{{"op":{what}}}'.encode("ascii")  # ASCII keeps undecodable path bytes
+
+
+@lru_cache(maxsize=_TEXTS_KEPT)
+def _text(value: Recipe | PoolWindow | None) -> str:
+    """As JSON; a mount asks with the same few recipes and windows again and again."""
+    return json.dumps(None if value is None else asdict(value), separators=(",", ":"))
 
 
 def decode_request(body: bytes) -> Request:
@@ -155,12 +155,24 @@ def decode_request(body: bytes) -> Request:
     raise ValueError(f"unknown operation {fields['op']!r}")
 
 
-def _source_fields(source: Source) -> dict[str, Any]:
-    return {"path": str(source.path.absolute()), "frame": source.frame}
+def _source_texts(sources: Iterable[Source]) -> str:
+    return ",".join(f"{{{_source_text(source)}}}" for source in sources)
+
+
+def _source_text(source: Source) -> str:
+    """The fields of a source, without brackets."""
+    path, layout = source.path, source.layout
+    absolute = path if path.is_absolute() else path.absolute()
+    known = "null"
+    if layout is not None:
+        known = f'[{layout.size},{layout.pixel_offset},"{layout.outline.hex()}"]'
+    return f'"path":{json.dumps(str(absolute))},"frame":{source.frame},"layout":{known}'
 
 
 def _source(fields: dict[str, Any]) -> Source:
-    return Source(Path(fields["path"]), fields["frame"])
+    layout = fields["layout"]
+    known = None if layout is None else Layout(layout[0], layout[1], bytes.fromhex(layout[2]))
+    return Source(Path(fields["path"]), fields["frame"], known)
 
 
 def frame_request(job: int, body: bytes) -> bytes:
@@ -198,37 +210,38 @@ class AnswerReader:
     `max_data_bytes` bounds the picture. Memory grows with what has arrived, never with what was announced.
     """
 
-    __slots__ = ("_buffer", "_head", "_job", "_max_data_bytes")
+    __slots__ = ("_head", "_job", "_max_data_bytes", "_missing", "_pieces")
 
     def __init__(self, job: int, max_data_bytes: int = MAX_DATA_BYTES) -> None:
         self._job = job
         self._max_data_bytes = max_data_bytes
-        self._buffer = bytearray()
-        self._head: tuple[Status, int, int] | None = None
+        self._pieces: list[bytes] = []
+        self._head: tuple[Status, int] | None = None
+        self._missing = _ANSWER_HEAD.size
 
     def feed(self, piece: bytes) -> Answer | None:
         """Take one piece; the answer once it is complete. Raises BrokenAnswer, once and for all."""
-        self._buffer += piece
-        if self._head is None:
-            if len(self._buffer) < _ANSWER_HEAD.size:
-                return None
-            self._head = self._check_head()
-        status, text_bytes, data_bytes = self._head
-        data_start = _ANSWER_HEAD.size + text_bytes
-        missing = data_start + data_bytes - len(self._buffer)
-        if missing < 0:
-            raise BrokenAnswer(f"{-missing} bytes beyond the answer")
-        if missing > 0:
+        self._pieces.append(piece)
+        self._missing -= len(piece)
+        if self._head is None and self._missing <= 0:
+            self._check_head()
+        if self._head is None or self._missing > 0:
             return None
-        view = memoryview(self._buffer)
+        if self._missing < 0:
+            raise BrokenAnswer(f"{-self._missing} bytes beyond the answer")
+        status, text_bytes = self._head
+        data_start = _ANSWER_HEAD.size + text_bytes
+        view = memoryview(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
         try:
             text = str(view[_ANSWER_HEAD.size : data_start], "utf-8")
         except UnicodeDecodeError as error:
             raise BrokenAnswer("text is not UTF-8") from error
         return Answer(self._job, status, text, bytes(view[data_start:]))
 
-    def _check_head(self) -> tuple[Status, int, int]:
-        magic, job, status, text_bytes, data_bytes = _ANSWER_HEAD.unpack_from(self._buffer)
+    def _check_head(self) -> None:
+        whole = b"".join(self._pieces)
+        self._pieces = [whole]
+        magic, job, status, text_bytes, data_bytes = _ANSWER_HEAD.unpack_from(whole)
         if magic != MAGIC:
             raise BrokenAnswer("magic number is wrong")
         if job != self._job:
@@ -237,7 +250,8 @@ class AnswerReader:
             raise BrokenAnswer(f"status {status} is not expected")
         if text_bytes > MAX_TEXT_BYTES or data_bytes > self._max_data_bytes:
             raise BrokenAnswer(f"announces {text_bytes} bytes of text and {data_bytes} of data")
-        return Status(status), text_bytes, data_bytes
+        self._head = Status(status), text_bytes
+        self._missing += text_bytes + data_bytes
 
 
 _STATUSES = frozenset(int(status) for status in Status)

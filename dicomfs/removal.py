@@ -205,7 +205,7 @@ class Remover:
                 held = list(self._held(exam))
             all_series.add(place.series)
             image = self._row(IMAGE_BY_ID, id=instance)
-            self._note(now, patient, exam, image=json.dumps({**image._mapping, "hash": ""}))
+            self._note(now, patient, exam, image=json.dumps({**image._mapping, "hash": "", "outline": None}))
             self._connection.execute(_DELETE_ORIGINALS, {"gone": instance})
             self._connection.execute(_DELETE_INSTANCE, {"gone": instance})
         if exam is None or patient is None:

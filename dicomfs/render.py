@@ -1,8 +1,9 @@
 """(file, frame, recipe, window) -> the bytes of one picture: the pure function behind every rendition.
 
 The only place where what pydicom, numpy and the decoders raise becomes NotDisplayable (permanent);
-OSError and MemoryError pass through (passing). No cache, no state, no clock, no log: equal input gives
-equal bytes in every process. Called by the render workers and by `dicomfs render`.
+OSError and MemoryError pass through (passing). No clock, no log, and no state that shows (`pixels` keeps
+headers at hand, `grey` tables): equal input gives equal bytes in every process. Called by the render
+workers and by `dicomfs render`.
 """
 
 import errno
@@ -26,13 +27,13 @@ from dicomfs.display import Display
 from dicomfs.document import header_json, pdf
 from dicomfs.encode import Picture, encode, encode_values
 from dicomfs.errors import NotDisplayable
-from dicomfs.frames import TAGS, Frame, grey_frame, header_wishes, shutter_of, values_frame
-from dicomfs.geometry import Geometry, fitted, geometry
+from dicomfs.frames import TAGS, Frame, grey_frame, header_wishes, pixel_size, shutter_of, values_frame
+from dicomfs.geometry import Geometry, fitted
 from dicomfs.grey import Chain, Modality, Span, Voi, render_grey
 from dicomfs.histogram import Member
 from dicomfs.marks import marked
 from dicomfs.measurement import values
-from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.model import Layout, PoolWindow, Recipe, Source
 from dicomfs.notice import notice
 from dicomfs.pixels import Image, colour, open_image
 from dicomfs.recipes import FORMATS, Kind, from_pool_policy, policy
@@ -52,7 +53,7 @@ def render(source: Source, recipe: Recipe, window: PoolWindow | None) -> bytes:
     when it cannot be shown now.
     """
     with translated():
-        return _file(source.path, source.frame, recipe, window)
+        return _file(source.path, source.frame, recipe, window, source.layout)
 
 
 def decide_pool(members: Sequence[Source], pool_policy: str = "auto") -> PoolWindow:
@@ -115,12 +116,18 @@ def translated() -> Iterator[None]:
         raise NotDisplayable("Its data are damaged or of an unknown kind.") from error
 
 
-def _file(file: Path | BinaryIO, frame: int, recipe: Recipe, window: PoolWindow | None) -> bytes:
+def _file(
+    file: Path | BinaryIO,
+    frame: int,
+    recipe: Recipe,
+    window: PoolWindow | None,
+    layout: Layout | None = None,
+) -> bytes:
     if FORMATS[recipe.format].kind is Kind.DOCUMENT:
         with open_file(file) as opened:
             return _DOCUMENTS[recipe.format](opened)
-    with open_image(file, TAGS) as image:
-        pixel = geometry(image.ds, frame)
+    with open_image(file, TAGS, layout) as image:
+        pixel = pixel_size(image, frame)
         if FORMATS[recipe.format].kind is Kind.VALUES:
             return _values(image, frame, recipe)
         picture = _colour(image, frame, recipe) if image.is_colour else _grey(image, frame, recipe, window)
@@ -139,9 +146,7 @@ def _values(image: Image, frame: int, recipe: Recipe) -> bytes:
     stored, wishes = values_frame(image, frame)
     unit = text(image.ds, 0x00281054) or text(image.ds, 0x00541001)
     found = values(stored.codes, stored.levels, wishes, unit.upper())
-    pixels, per_metre = fitted(
-        found.pixels, geometry(image.ds, frame), square=False, max_size=recipe.max_size
-    )
+    pixels, per_metre = fitted(found.pixels, pixel_size(image, frame), square=False, max_size=recipe.max_size)
     return encode_values(replace(found, pixels=pixels), recipe, per_metre)
 
 
@@ -176,9 +181,9 @@ def _fitted(picture: Picture, recipe: Recipe) -> Picture:
 
 def _each(members: Sequence[Source], read: Callable[[Image, int], T]) -> Iterator[T]:
     """What `read` makes of each member, those left out that are damaged or have no grey pixels."""
-    for path, group in groupby(members, key=lambda member: member.path):
+    for (path, layout), group in groupby(members, key=lambda member: (member.path, member.layout)):
         try:
-            with translated(), open_image(path, TAGS) as image:
+            with translated(), open_image(path, TAGS, layout) as image:
                 yield from _each_frame(image, [member.frame for member in group], read)
         except NotDisplayable:
             continue
@@ -219,12 +224,12 @@ def _chosen(image: Image, shown: Frame, recipe: Recipe, window: PoolWindow | Non
         return units, fixed(wanted, is_float=shown.display.is_float)
     if wanted.name == "full":
         return units, full(shown.member(everything=True))
-    if wanted.name == "header" and (header := own(shown.display, shown.member)) is not None:
+    if wanted.name == "header" and (header := own(shown.display, shown.member, shown.glimpse)) is not None:
         return header
     window = None if shown.stands_alone else window
     if window is None:
         window = _decided(image, shown, recipe)
-    if window.low is None and (header := own(shown.display, shown.member)) is not None:
+    if window.low is None and (header := own(shown.display, shown.member, shown.glimpse)) is not None:
         return header
     if window.low is None:  # its pool goes by the header windows, but this frame has none
         window = decide([_windowless(shown.member())])

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Index as TableIndex
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 PICTURES: Final = 1
 PDF: Final = 2
 """Bits of the columns `shows`."""
@@ -196,6 +196,7 @@ originals = Table(
     ),
     Column("pixel_offset", Integer, comment="native pixel data: first byte, from the start of the data set"),
     Column("pixel_length", Integer, comment="native pixel data: bytes"),
+    Column("outline", LargeBinary, comment="plain images: what a render needs of the header (`outline.py`)"),
     TableIndex("originals_of_instance", "instance"),
 )
 TableIndex("conflicts", originals.c.id, sqlite_where=originals.c.conflict == 1)

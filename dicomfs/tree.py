@@ -590,7 +590,7 @@ class Tree:
             return None
         frame = max(inode.frame - 1, 0)
         key = Key(view.digest, row.original, frame, inode.version)
-        source = Source(self._archive.path(row.hash, row.original), frame)
+        source = Source(self._archive.path(row.hash, row.original), frame, row.layout)
         pool = row.pool if view.policy else ""
         folder, name = Inode(Kind.EXAM, row.exam, view.key), _parts(row, inode.frame, view)
         return Picture(key, source, view.recipe, pool, view.policy, folder, name)
@@ -622,7 +622,7 @@ class Tree:
             member = bisect_right(ends, number)
             row = members[member]
             frame = number - (ends[member] - row.frames)
-            sources.append(Source(self._archive.path(row.hash, row.original), frame))
+            sources.append(Source(self._archive.path(row.hash, row.original), frame, row.layout))
         return max((row.original for row in members), default=0), sources
 
     def members(self, pool: str) -> Iterator[tuple[Inode, Entry]]:

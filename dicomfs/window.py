@@ -48,19 +48,22 @@ _PALE_BITS = 8
 # ---------------------------------------------------------------- the header's window
 
 
-def own(display: Display, measured: Callable[[], Member]) -> tuple[Modality, Voi] | None:
+def own(
+    display: Display, measured: Callable[[], Member], glimpsed: Callable[[], Sequence[float]] = list
+) -> tuple[Modality, Voi] | None:
     """The frame's own header window and the units it is meant in; None when it has no usable one.
 
     Philips MR and PET headers may carry a rescale that was added without adapting the window: one that
     lies off the modality values but on the stored values is meant for those. A trusted window that would
     make the whole image white, or black where that cannot be, is not usable. `measured` is asked only where
-    that is possible.
+    that is possible, and not when `glimpsed`, the values of some of its pixels, tell that it is not so.
     """
     voi = _preferred(display)
     if not isinstance(voi, Window):
         return None if voi is None else (display.transformation, voi)
     if _is_trusted(display):
-        return None if _shows_nothing(voi, measured()) else (display.transformation, voi)
+        is_seen = _shows_something(voi, glimpsed(), display)
+        return None if not is_seen and _shows_nothing(voi, measured()) else (display.transformation, voi)
     if display.transformation == Rescale():
         return display.transformation, voi
     member = measured()
@@ -83,12 +86,19 @@ def _shows_nothing(window: Window, member: Member) -> bool:
     values = member.values[np.isfinite(member.values)]
     if values.size < 2:
         return False
+    return not _shows_something(window, (float(values.min()), float(values.max())), member.display)
+
+
+def _shows_something(window: Window, values: Sequence[float], display: Display) -> bool:
+    """True when these values do not all lie beyond the same end; then no others beside them do."""
+    if not values:
+        return False
     low, high = window.limits
     if window.function == "SIGMOID":
         reach = _SIGMOID_END * window.width
         low, high = window.centre - reach, window.centre + reach
-    least, most = float(values.min()), float(values.max())
-    return least >= high or (most <= low and member.display.modality not in _BLACK_FRAMES)
+    least, most = min(values), max(values)
+    return least < high and (most > low or display.modality in _BLACK_FRAMES)
 
 
 def _is_trusted(display: Display) -> bool:

@@ -27,6 +27,8 @@ DEATH_LIMIT_S = 1.0
 """From the end of a process's output to the end of the process."""
 PIPE_BYTES = 1 << 20
 """Capacity of the answer pipe: most pictures arrive in one piece."""
+FIRST_PIECE_BYTES = 1 << 17
+"""Room for most pictures; memory for a whole pipe costs more to get than to read into."""
 LAST_WORDS_CHARACTERS = 4_000
 
 
@@ -91,16 +93,19 @@ class WorkerProcess:
                 raise WorkerDied from None
 
     async def _read(self, reader: AnswerReader) -> Answer:
+        room = FIRST_PIECE_BYTES
         while True:
+            # First: an answer takes far longer than it takes us to come here.
+            await trio.lowlevel.wait_readable(self._out)
             try:
-                piece = os.read(self._out, PIPE_BYTES)
+                piece = os.read(self._out, room)
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._out)
                 continue
             if not piece:
                 raise WorkerDied
             if (answer := reader.feed(piece)) is not None:
                 return answer
+            room = PIPE_BYTES
 
     def has_ended(self) -> bool:
         """True when the process is gone, whoever ended it."""

@@ -367,6 +367,12 @@ class Workers:
         return None
 
     async def _take(self) -> _Job:
+        queue = self._next()
+        if queue is not None and not self._idle:
+            # At once, before any caller goes on with a picture: the process has nothing to do meanwhile.
+            job = queue.take()
+            self._running.add(job)
+            return job
         idle = _Idle()
         self._idle.append(idle)
         self._dispatch()

@@ -345,6 +345,7 @@ class Writer:
             conflict=int(earlier is not None and not earlier.is_same_patient),
             pixel_offset=header.pixel_offset,
             pixel_length=header.pixel_length,
+            outline=header.outline,
         )
         return Added(stored, tuple(warnings))
 

@@ -69,7 +69,7 @@ def render(source, recipe, window):
         os.write(PROTOCOL, b"Segmentation fault, says the library")
         time.sleep(3600)
     if verb == "double":
-        os.write(PROTOCOL, b"dfw2" + bytes(13))
+        os.write(PROTOCOL, b"dfw3" + bytes(13))
         return b"x"
     if verb == "print":
         print("noise", flush=True)

@@ -12,7 +12,7 @@ import pytest
 from dicomfs import index as reading
 from dicomfs.errors import StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.index import LOCKED_TIMEOUT_S, Index
-from dicomfs.model import Header, Receipt
+from dicomfs.model import Header, Layout, Receipt
 from dicomfs.schema import PICTURES, SCHEMA_VERSION
 from dicomfs.selection import Selection
 from tests.made import RECEIVED, add, header
@@ -444,3 +444,15 @@ def test_another_store_in_the_place_of_ours_is_not_written(tmp_path: Path) -> No
     with index.write() as writer:
         assert writer.next_sequence() == 1
     index.close()
+
+
+def test_what_a_render_needs_comes_with_an_image(index: Index) -> None:
+    plain = header(sop_instance_uid="2.25.8", outline=b"outline", pixel_offset=1234, pixel_length=4096)
+    (first,) = add(index, plain)
+    (second,) = add(index, header(sop_instance_uid="2.25.9", pixel_offset=1234, pixel_length=4096))
+    found = index.image_shown(first)
+    assert found is not None
+    assert found.layout == Layout(found.size, 1234, b"outline")
+    other = index.image_shown(second)
+    assert other is not None
+    assert other.layout is None

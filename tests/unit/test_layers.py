@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "dicomfs"
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
-    *("activity", "figures", "slotfile", "runfile", "mountfile", "identity", "charset", "elements", "header"),
+    *("activity", "figures", "slotfile", "runfile", "mountfile"),
+    *("identity", "charset", "elements", "outline", "header"),
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),

@@ -21,7 +21,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from dicomfs import probes
 from dicomfs.errors import NotDisplayable
-from dicomfs.model import PoolWindow, Recipe, Source
+from dicomfs.model import Layout, PoolWindow, Recipe, Source
 from dicomfs.render import decide_pool, probe_digest, render
 from tests.support import shipped
 from tests.unit import reference
@@ -323,10 +323,10 @@ def test_all_frames_of_one_file_share_a_window(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- bad files
 
 
-def outcome(path: Path, recipe: Recipe) -> tuple[bytes, str]:
+def outcome(path: Path, recipe: Recipe, layout: Layout | None = None, frame: int = 0) -> tuple[bytes, str]:
     """The file and no reason, or no file and the reason."""
     try:
-        return render(Source(path), recipe, None), ""
+        return render(Source(path, frame, layout), recipe, None), ""
     except NotDisplayable as refusal:
         return b"", str(refusal)
 

@@ -1,7 +1,8 @@
 """The grey chain by hand-worked formulas, and each row of the decision table."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from dicomfs.display import Display
 from dicomfs.grey import Chain, Lut, Modality, Rescale, Span, Voi, Window, render_grey, shown
-from dicomfs.histogram import Member, measure
+from dicomfs.histogram import GLIMPSE_STEP, Member, glimpse, measure
 from dicomfs.model import PoolWindow
 from dicomfs.window import decide, from_header, own
 from tests.unit import reference
+
+T = TypeVar("T")
 
 PLAIN = Display(
     modality="OT",
@@ -39,6 +42,10 @@ def chain_of(values: list[int], voi: Voi, **chain: Any) -> list[int]:
     units = chain.pop("modality", Rescale())
     stored = np.array([values], np.int32)
     return [int(value) for value in render_grey(stored, None, Chain(units, voi, **chain))[0]]
+
+
+def always(value: T) -> Callable[[], T]:
+    return lambda: value
 
 
 def member(pixels: NDArray[Any] | list[int] | list[float], **wishes: Any) -> Member:
@@ -354,3 +361,56 @@ def test_parametric_map() -> None:
     assert decide([member(values, **wishes, windows=(Window(0.5, 1.0, "LINEAR_EXACT"),))]) == PoolWindow(
         None, None, "header"
     )
+
+
+# ---------------------------------------------------------------- a first impression
+
+
+@given(
+    st.lists(st.integers(-1200, 1200), min_size=1, max_size=60),
+    st.sampled_from([Rescale(), Rescale(2.5, -1024), Rescale(-1, 10)]),
+    st.sampled_from([None, (-1200, -700), (-1200, 1200)]),
+    st.sampled_from(["CT", "MR"]),
+    st.integers(0, 59),
+)
+def test_a_glimpse_sees_nothing_that_is_not_counted(
+    values: list[int], units: Modality, padding: tuple[int, int] | None, modality: str, hidden: int
+) -> None:
+    pixels = np.repeat(np.array([values], np.float64), GLIMPSE_STEP, axis=1)
+    covered = np.zeros(pixels.shape, bool)
+    covered[:, : hidden * GLIMPSE_STEP] = True
+    display = replace(PLAIN, modality=modality, transformation=units, padding=padding)
+    for cover in (None, covered) if not covered.all() else (None,):
+        whole = measure(pixels, None, display, cover)
+        seen = glimpse(pixels, None, display, cover)
+        # where nothing at all is an image, `measure` counts everything
+        assert set(seen) <= set(whole.values)
+        window = Window(40, 400)
+        wanted = replace(display, windows=(window,))
+        assert own(wanted, always(whole)) == own(wanted, always(whole), always(seen))
+
+
+def test_a_glimpse_of_what_is_no_number_is_none() -> None:
+    pixels = np.full((20, 20), np.nan)
+    assert glimpse(pixels, None, PLAIN) == []
+    assert glimpse(pixels, None, PLAIN, np.ones(pixels.shape, bool)) == []
+
+
+def test_large_pictures_are_looked_up_whole() -> None:
+    codes = np.arange(600 * 700, dtype=np.uint32).reshape(600, 700).astype(np.uint16)
+    levels = np.arange(65536, dtype=np.int32) - 3000
+    chain = Chain(Rescale(0.5, 7), Window(1000, 9000))
+    assert np.array_equal(render_grey(codes, levels, chain), render_grey(levels[codes], None, chain))
+    assert np.array_equal(
+        render_grey(codes[::2, ::3], levels, chain), render_grey(codes, levels, chain)[::2, ::3]
+    )
+
+
+def test_a_table_is_kept_only_for_levels_that_cannot_change() -> None:
+    codes, chain = np.array([[0, 1, 255]], np.uint8), Chain(Rescale(), Span(0, 255))
+    levels = np.arange(256, dtype=np.int32)
+    assert render_grey(codes, levels, chain).tolist() == [[0, 1, 255]]
+    levels[1] = 200
+    assert render_grey(codes, levels, chain).tolist() == [[0, 200, 255]]
+    levels.flags.writeable = False
+    assert [render_grey(codes, levels, chain).tolist() for _ in range(2)] == [[[0, 200, 255]]] * 2
