@@ -30,7 +30,7 @@ import re
 import secrets
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -238,9 +238,10 @@ class Spool:
             view = view[os.write(self.fd, view) :]
 
     def sync(self) -> None:
-        """Make the content durable. Raises OSError."""
-        os.fsync(self.fd)
-        self.is_synced = True
+        """Make the content durable, unless it is. Raises OSError."""
+        if not self.is_synced:
+            os.fsync(self.fd)
+            self.is_synced = True
 
     @property
     def digest(self) -> bytes:
@@ -324,16 +325,19 @@ class Archive:
         spool.is_synced = False
 
     def publish(self, spool: Spool, sequence: int) -> Path:
-        """Give a sealed and synced spool file its place, under its number; the folder it is in.
+        """Give a sealed spool file its place, under its number; the folder it is in.
 
-        Whole at any moment, since it was synced before; its name is durable when `sync_directory` has been
-        called for that folder. What has that name already is replaced: that original is damaged, or of a
-        process that was killed. Called within a write transaction of the index. Raises OSError.
+        Its name is durable when `sync_directory` has been called for that folder. Until then, and until it is
+        synced itself, `clean` finds it by its name in the spool; where there is none, or something is
+        replaced, it is synced before. What has that name already is damaged, or of a process that was killed,
+        or more than the index knows. Called within a write transaction of the index. Raises OSError.
         """
         target = self.path(spool.digest, sequence)
+        spool.published = target  # first: whatever fails now, `withdraw` looks there
         try:
             target.hardlink_to(spool.path)
         except FileExistsError:
+            spool.sync()
             second = spool.path.with_name(f"{spool.path.name}+")
             second.hardlink_to(spool.path)
             second.replace(target)
@@ -341,8 +345,8 @@ class Archive:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
+            spool.sync()
             spool.path.replace(target)
-        spool.published = target
         return target.parent
 
     def withdraw(self, spool: Spool) -> None:
@@ -460,11 +464,7 @@ class Archive:
         was published and never committed, so never acknowledged either: its name in the archive goes too.
         Called within a write transaction of the index: so nobody publishes anything meanwhile.
         """
-        removed = 0
-        for path in self.abandoned():
-            self.discard(path, has_row)
-            removed += 1
-        return removed
+        return self.discard(self.abandoned(), has_row)
 
     def abandoned(self) -> Iterator[Path]:
         """Spool files that nobody writes any more, each locked for as long as the caller looks at it.
@@ -485,12 +485,27 @@ class Archive:
             finally:
                 os.close(fd)
 
-    def discard(self, path: Path, has_row: Callable[[bytes, int], bool]) -> None:
-        """Remove an abandoned spool file, and its name in the archive if that has no row. Raises OSError."""
-        status = path.stat()
-        if status.st_nlink > 1:
-            self._retract(path, status, has_row)
-        path.unlink(missing_ok=True)
+    def discard(self, paths: Iterable[Path], has_row: Callable[[bytes, int], bool]) -> int:
+        """Remove abandoned spool files, and their names in the archive if these have no row; how many.
+
+        Raises OSError.
+        """
+        count = 0
+        torn: dict[int, Path] = {}
+        for path in paths:
+            count += 1
+            status = path.stat()
+            likely = self._folder_of(path) if status.st_nlink > 1 else None
+            if status.st_nlink > 1 and not self._retract([likely], {status.st_ino}, has_row):
+                torn[status.st_ino] = path
+            else:
+                path.unlink(missing_ok=True)
+        if torn:
+            # They had their names before they were durable, and a loss of power has left nothing else.
+            self._retract(map(self.folder, range(256)), torn, has_row)
+            for path in torn.values():
+                path.unlink(missing_ok=True)
+        return count
 
     def is_held(self, path: Path) -> bool:
         """True when whoever published this file is still about it: its row is to come. Raises OSError."""
@@ -503,27 +518,24 @@ class Archive:
             os.close(fd)
         return False
 
-    def _retract(self, path: Path, status: os.stat_result, has_row: Callable[[bytes, int], bool]) -> None:
-        """Take a spool file's other name out of the archive if it has no row."""
-        for entry in self._other_names(path):
-            if entry.inode() != status.st_ino:
+    def _retract(
+        self, folders: Iterable[Path | None], inodes: Collection[int], has_row: Callable[[bytes, int], bool]
+    ) -> bool:
+        """Take files of these inodes out of the archive if they have no row; whether all were found there."""
+        left = set(inodes)
+        for folder in folders:
+            if folder is None or not left:
                 continue
-            if not has_row(*digest_and_sequence(entry.name)):
-                # Durably, before the spool's name goes: else a loss of power could leave the one that has
-                # no row.
-                self.remove(Path(entry.path))
-            return
-
-    def _other_names(self, path: Path) -> Iterator[os.DirEntry[str]]:
-        """Names in the archive, those first among which that of a whole spool file has to be.
-
-        Of one that got its name before it was durable, a loss of power may have left the name alone.
-        """
-        likely = self._folder_of(path)
-        yield from os.scandir(likely) if likely else ()
-        for folder in sorted(self.root.iterdir()):
-            if folder != likely:
-                yield from os.scandir(folder)
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.inode() not in left:
+                        continue
+                    left.discard(entry.inode())
+                    if _NAME.fullmatch(entry.name) and not has_row(*digest_and_sequence(entry.name)):
+                        # Durably, before the spool's name goes: else a loss of power could leave the one
+                        # that has no row.
+                        self.remove(Path(entry.path))
+        return not left
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
@@ -535,7 +547,7 @@ class Archive:
                 file.seek(DATA_SET_OFFSET)
                 while chunk := file.read(_CHUNK_BYTES):
                     content.update(chunk)
-        except (InvalidDicomError, AttributeError):
+        except (InvalidDicomError, AttributeError, OSError):
             return None
         return self.path(content.digest(), 1).parent
 

@@ -335,7 +335,7 @@ class Ingest:
                 outcomes.append(outcome)
             for pending in batch:
                 # Whole before its row is: its name may well be durable first (`Archive.clean`).
-                if pending.is_new and not pending.spool.is_synced:
+                if pending.is_new:
                     pending.spool.sync()
             for folder in folders:
                 sync_directory(folder)

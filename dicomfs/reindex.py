@@ -80,6 +80,9 @@ def reindex(
         with Plan(scratch / "plan.sqlite3", store / INDEX_NAME) as plan:
             work.survey(plan, watch)
             work.build(plan, watch)
+        # What a killed receiver has named and not synced would have a row now, and be answered for when it
+        # is sent again.
+        os.sync()
         _put_in_place(work.fresh, store / INDEX_NAME)
     return work.report()
 

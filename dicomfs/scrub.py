@@ -109,11 +109,11 @@ class _Scrub:
     def _abandoned(self) -> None:
         for path in self._archive.abandoned():
             status = path.stat()
-            if not status.st_size:
+            if not status.st_size and status.st_nlink == 1:
                 continue  # it may have been made this moment
             if self._repair:
                 with self._index.write() as writer:
-                    self._archive.discard(path, writer.has_row)
+                    self._archive.discard([path], writer.has_row)
             elif status.st_nlink > 1:
                 self._leaving.add(status.st_ino)
             detail = "left by a process that was killed, and never acknowledged"

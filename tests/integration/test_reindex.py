@@ -18,7 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
 from dicomfs.errors import StoreError, StoreMismatch, StoreUnavailable
 from dicomfs.findings import Kind, Report
-from dicomfs.index import Index
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt, Stored
 from dicomfs.reindex import reindex
@@ -159,6 +159,22 @@ def test_receiving_goes_on_with_higher_numbers(tmp_path: Path) -> None:
     reindex(tmp_path)
     fill(tmp_path, image(3))
     assert [row[0] for row in rows(tmp_path)["originals"]] == [1, 2, 11]
+
+
+def test_all_that_gets_a_row_is_durable_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that was killed may have named a file and not synced it: its next sender is told 0000."""
+    fill(tmp_path, image(1))
+    steps: list[str] = []
+    rename = Path.replace
+
+    def noted(old: Path, new: Path) -> Path:
+        steps.append(new.name)
+        return rename(old, new)
+
+    monkeypatch.setattr(os, "sync", lambda: steps.append("sync"))
+    monkeypatch.setattr(Path, "replace", noted)
+    reindex(tmp_path)
+    assert steps.index("sync") < steps.index(INDEX_NAME)
 
 
 def test_a_name_that_was_removed_goes_to_nobody_else(tmp_path: Path) -> None:
@@ -510,7 +526,7 @@ KILLED = """
 import itertools, json, os, shutil, signal, sys
 from pathlib import Path
 from dicomfs import archive, reindex
-from dicomfs.index import Index
+from dicomfs.index import INDEX_NAME, Index
 
 template, copies = Path(sys.argv[1]), Path(sys.argv[2])
 left = 0

@@ -254,10 +254,17 @@ def test_a_wrong_number_is_put_right(store: Path, quick: bool) -> None:
     assert scrub(store).findings == ()
 
 
+@pytest.mark.parametrize("is_torn", [False, True])
 @pytest.mark.parametrize("repair", [False, True])
-def test_what_goes_at_the_next_start_is_no_orphan(store: Path, repair: bool) -> None:
-    """A receiver was killed after it had published: it still has its second name in the spool."""
+def test_what_goes_at_the_next_start_is_no_orphan(store: Path, repair: bool, is_torn: bool) -> None:
+    """A receiver was killed after it had published: it still has its second name in the spool.
+
+    Torn: a loss of power has left the names of what was not synced yet, and nothing of its content.
+    """
     path = leave_behind(store, image(7), 7)
+    if is_torn:
+        path.chmod(0o640)
+        path.write_bytes(b"")
     second = store / "incoming" / "left"
     second.hardlink_to(path)
     kept = store / "incoming" / "kept"

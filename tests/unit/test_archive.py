@@ -155,11 +155,51 @@ def test_what_was_published_and_lost_its_content_goes_too(tmp_path: Path, left: 
     orphan.chmod(0o640)
     orphan.write_bytes(whole[:DATA_SET_OFFSET] + bytes(500) if left is None else left)
     assert spooled.stat().st_nlink == 2
+    (tmp_path / "archive" / "README").write_text("somebody's")  # is looked at by nobody
     with Ingest.open(tmp_path) as ingest:
         assert not orphan.exists()
         assert not spooled.exists()
         take(ingest, image(2))
     assert numbers(tmp_path) == [1]
+
+
+def test_what_is_replaced_is_gone_only_when_the_new_file_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index that is behind its archive, from a backup, gives the number of an original again."""
+    Ingest.open(tmp_path).close()
+    good = killed_after_publishing(tmp_path, 1, 1)
+    (spooled,) = (tmp_path / "incoming").iterdir()
+    spooled.unlink()
+    content = good.read_bytes()
+
+    def fail(_fd: int) -> None:
+        raise OSError(errno.EIO, "on purpose")
+
+    with Ingest.open(tmp_path) as ingest:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(StoreUnavailable):
+                take(ingest, image(1))
+        assert good.read_bytes() == content
+
+
+def test_what_fails_when_it_has_its_name_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = Path.hardlink_to
+
+    def broken(new: Path, old: Path) -> None:
+        link(new, old)
+        raise OSError(errno.EIO, "on purpose")
+
+    with Ingest.open(tmp_path) as ingest:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "hardlink_to", broken)
+            with pytest.raises(StoreUnavailable):
+                take(ingest, image(1))
+        assert numbers(tmp_path) == []
+        assert not list((tmp_path / "incoming").iterdir())
 
 
 def test_what_was_committed_stays_if_only_its_spool_name_was_left(tmp_path: Path) -> None:
@@ -453,7 +493,8 @@ def test_who_has_to_wait_is_synced_before_its_turn_and_who_has_not_with_its_name
     sync, publish = Spool.sync, Archive.publish
 
     def noted_sync(spool: Spool) -> None:
-        steps.append(("sync", spool.size))
+        if not spool.is_synced:
+            steps.append(("sync", spool.size))
         sync(spool)
 
     def noted_publish(archive: Archive, spool: Spool, sequence: int) -> Path:
