@@ -37,6 +37,8 @@ FIRST_RECEIPT: Final = 1_400_000_000.0
 SECONDS_BETWEEN: Final = 20.0
 """Between two images, on average: a large hospital's day has some thousand."""
 LONG_SERIES: Final = 1000
+_OUTLINE: Final = bytes(82)
+"""As long as that of a real image is on average; nobody renders these."""
 _FAMILIES: Final = (
     *("Müller", "Schmidt", "Weiß", "Jørgensen", "Østergård", "Novák", "Dvořák", "O'Brien", "García", "López"),
     *("Nguyễn", "Трифонова", "Иванов", "Παπαδόπουλος", "山田", "李", "김", "Yılmaz", "İnan", "Doe", "Smith"),
@@ -166,6 +168,7 @@ def _add(writer: Writer, series: _Series, first: int) -> None:
                 "received": FIRST_RECEIPT + SECONDS_BETWEEN * n,
                 "pixel_offset": 1800,
                 "pixel_length": 524_288,
+                "outline": _OUTLINE,
             }
             for n in rest
         ],
@@ -243,6 +246,7 @@ def _header(
         acquired=None,
         pixel_offset=1800,
         pixel_length=524_288,
+        outline=_OUTLINE,
     )
 
 

@@ -158,7 +158,7 @@ def test_a_disk_that_fails_is_told_once_and_tried_again(
     clock: Clock, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     disk = Disk()
-    with standing_for(disk, clock) as cache, caplog.at_level(logging.INFO):
+    with standing_for(disk, clock) as cache, caplog.at_level(logging.INFO, "dicomfs"):
         disk.error = OSError(number, "broken")
         assert ask(cache, times=5) is None
         assert disk.asked == ["read"]

@@ -138,7 +138,7 @@ def test_a_store_that_cannot_be_written_is_no_trouble(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / RUN_FOLDER).write_text("in the way")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "dicomfs"):
         reporter = report(tmp_path)
         reporter.report(replace(FIGURES, failed=7))
         reporter.close()
