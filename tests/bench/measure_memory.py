@@ -97,7 +97,8 @@ def _make(scratch: Path, store: Path, crawled: int) -> int:
             InstanceNumber=number,
         )
         save(images / f"{number}.dcm", ds)
-    subprocess.run(command_line("import", "--quiet", "--store", store, images), check=True, timeout=600)
+    argv = command_line("import", "--quiet", "--store", store, images)
+    subprocess.run(argv, check=True, capture_output=True, timeout=600)
     return used
 
 
