@@ -3,10 +3,10 @@
 `Ingest.receive` may be called from any number of threads. Each caller writes its own spool file, reads
 its own header and makes the file durable; then one committer thread takes all that are waiting, gives them
 their receipt sequence numbers inside one index transaction, makes the directory entries durable, commits,
-and only then lets the callers go on. A caller who finds that nobody is committing does all this itself, with
-no thread between, and syncs its file when it has its name: one commit of the file system's journal holds
-both. So the order of sequence numbers is the order of commits, whatever the number of senders and processes.
-Never decodes pixels, never changes a byte of a data set.
+and only then lets the callers go on. A caller who is alone does all this itself, with no thread between, and
+syncs its file when it has its name: one commit of the file system's journal holds both. So the order of
+sequence numbers is the order of commits, whatever the number of senders and processes. Never decodes pixels,
+never changes a byte of a data set.
 """
 
 import errno
@@ -87,6 +87,8 @@ class Ingest:
         self._turn = threading.Lock()
         """Held by the one thread that uses the index."""
         self._closing = threading.Lock()
+        self._receiving = 0
+        """How many are in `receive`."""
         self._closed = False
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._committer.start()
@@ -140,17 +142,31 @@ class Ingest:
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
-        with prepared.spool:
-            if prepared.spool.size > _AT_ONCE_BYTES or not self._commit_now(prepared):
-                with self._archive_errors():
-                    prepared.spool.sync()
-                self.commit(prepared)
-            return prepared.done.result()
+        with self._counted():
+            prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
+            with prepared.spool:
+                if prepared.spool.size > _AT_ONCE_BYTES or not self._commit_now(prepared):
+                    with self._archive_errors():
+                        prepared.spool.sync()
+                    self.commit(prepared)
+                return prepared.done.result()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._closing:
+            self._receiving += 1
+        try:
+            yield
+        finally:
+            with self._closing:
+                self._receiving -= 1
 
     def _commit_now(self, prepared: Prepared) -> bool:
-        """`commit`, done by this thread; False, and nothing is done, when it would have to wait."""
-        if not self._turn.acquire(blocking=False):
+        """`commit`, done by this thread; False, and nothing is done, when it would have to wait.
+
+        Also False when somebody else is receiving: several sync their files side by side, and not in turn.
+        """
+        if self._receiving > 1 or not self._turn.acquire(blocking=False):
             return False
         try:
             if self._closed or not self._queue.empty():
