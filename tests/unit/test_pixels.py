@@ -26,6 +26,7 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPIPHTJ2KReferenced,
     RLELossless,
 )
 
@@ -359,7 +360,7 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     undefined.write_bytes(native)
     assert "are compressed" in refused(path)
     assert "announces 100 x 64" in refused(write(path, pixels, JPEG2000Lossless, PixelData=code, Columns=100))
-    assert "no decoder" in refused(write(path, pixels, UID("1.2.840.10008.1.2.4.110"), PixelData=code))
+    assert "no decoder" in refused(write(path, pixels, JPIPHTJ2KReferenced, PixelData=code))
     assert "damaged" in refused(write(path, pixels, RLELossless, PixelData=encapsulate([bytes(80)])))
     assert "damaged" in refused(
         write(path, pixels, JPEGExtended12Bit, PixelData=encapsulate([b"\xff\xd8abcd"]))
