@@ -125,9 +125,8 @@ class DiskCache:
         if self._may_read():
             with trio.move_on_after(READ_LIMIT_S) as limit:
                 data = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
-            if (
-                limit.cancelled_caught and has_begun
-            ):  # else it was the crowd before it, and no fault of the disk
+            # Else it was the crowd before it, and no fault of the disk; but in trouble, nobody came back.
+            if limit.cancelled_caught and (has_begun or not self._is_readable()):
                 self._note(TimeoutError(errno.ETIMEDOUT, f"no answer within {READ_LIMIT_S:g} s"))
         self._hits += data is not None
         self._misses += data is None
@@ -158,8 +157,11 @@ class DiskCache:
     # Trouble
 
     def _may_read(self) -> bool:
+        return self._is_readable() or self._clock() >= self._retry_at
+
+    def _is_readable(self) -> bool:
         trouble = self._trouble
-        return trouble is None or trouble.errno in _WRITES_ONLY or self._clock() >= self._retry_at
+        return trouble is None or trouble.errno in _WRITES_ONLY
 
     def _may_write(self) -> bool:
         return self._trouble is None or self._clock() >= self._retry_at

@@ -214,6 +214,7 @@ def test_a_disk_that_hangs_is_a_picture_that_is_missing(
         for _ in range(20):  # and so for whoever tries again, though no thread is left
             clock.now += RETRY_S
             assert await cache.get(KEY, WINDOW) is None
+            assert not cache._may_read()  # whoever asks next does not wait
         assert len(disk.asked) == diskcache.READERS
         disk.goes_on.set()
         idle = partial(wait_until, lambda: not cache._limiter.borrowed_tokens, "threads that come back")
