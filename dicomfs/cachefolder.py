@@ -356,15 +356,15 @@ class CacheFolder:
             act(self._open())
 
     def close(self) -> None:
-        """Let go of the folder; who asks for anything opens it anew."""
-        with self._opening:
-            self._root = None
+        """Let go of the folder; who asks for anything opens it anew. Waits for nothing, not even the disk."""
+        self._root = None
 
     def _open(self) -> _Root:
-        with self._opening:
-            if self._root is None:
-                self._root = self._opened()
-            return self._root
+        with self._opening:  # never in `close`: whoever opens may hang
+            root = self._root
+            if root is None:
+                root = self._root = self._opened()
+            return root
 
     def _opened(self) -> _Root:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
