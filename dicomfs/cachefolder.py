@@ -159,8 +159,11 @@ class CacheFolder:
 
     # Reading
 
-    def read(self, name: str, tag: bytes) -> bytes | None:
-        """The picture of that name and tag (16 bytes), whole; None when there is none. Counts as a use."""
+    def read(self, name: str, tag: bytes, *, is_use: bool = True) -> bytes | None:
+        """The picture of that name and tag (16 bytes), whole; None when there is none.
+
+        `is_use`: somebody has asked for it, and it is not only read ahead.
+        """
         root = self._open()
         opened = self._opened_file(root, name)
         if opened is None:
@@ -174,7 +177,8 @@ class CacheFolder:
             kept_tag, data = whole
             if kept_tag != tag:
                 return None  # of another decision: the next picture of this name takes its place
-            self._use(fd, found)
+            if is_use:
+                self._use(fd, found)
             return data
         finally:
             os.close(fd)

@@ -109,9 +109,10 @@ class DiskCache:
 
     # On trio's thread
 
-    async def get(self, key: Key, window: PoolWindow | None) -> bytes | None:
+    async def get(self, key: Key, window: PoolWindow | None, *, is_use: bool = True) -> bytes | None:
         """A picture that was made with this window; None when there is none, or none within the time limit.
 
+        `is_use`: somebody has asked for it.
         *Cancellation*: at once; a thread that hangs in the disk is left behind, and only a few can be.
         """
         data, has_begun = None, False
@@ -120,7 +121,7 @@ class DiskCache:
         def read() -> bytes | None:
             nonlocal has_begun
             has_begun = True
-            return self._read(name, tag)
+            return self._read(name, tag, is_use=is_use)
 
         if self._may_read():
             with trio.move_on_after(READ_LIMIT_S) as limit:
@@ -190,9 +191,9 @@ class DiskCache:
 
     # In threads
 
-    def _read(self, name: str, tag: bytes) -> bytes | None:
+    def _read(self, name: str, tag: bytes, *, is_use: bool) -> bytes | None:
         try:
-            data = self._folder.read(name, tag)
+            data = self._folder.read(name, tag, is_use=is_use)
         except OSError as error:
             self._note(error)
             return None
