@@ -440,10 +440,11 @@ class Renditions:
 
     def decision(self, pool: str, policy: str, version: int) -> Decision | None:
         """What was decided as this version."""
-        row = self._first(_DECISION, pool=pool, policy=policy, version=version)
-        if row is None:
-            return self._first_decisions.get((pool, policy)) if version == 1 else None
-        return Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
+        with _translated():
+            recorded = _recorded(self._driver, pool, policy, version)
+        if recorded is None and version == 1:
+            return self._first_decisions.get((pool, policy))
+        return recorded
 
     def decide(self, pool: str, policy: str, decision: Decision) -> Decision:
         """Record a decision unless this version exists; returns the one that is on record.
@@ -451,21 +452,37 @@ class Renditions:
         When the file cannot be written (disk full), a first decision is kept in memory, for the same
         reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
         """
-        row = {"pool": pool, "policy": policy, "version": decision.version, "through": decision.through}
-        window, now = json.dumps(asdict(decision.window)), int(time.time())
+        of = {"pool": pool, "policy": policy, "version": decision.version}
         try:
             with self._transaction() as driver:
-                _DECIDE.run(driver, **row, window=window, decided=now)
+                if decision.version == 1:  # what was kept in memory has been shown
+                    decision = self._first_decisions.get((pool, policy), decision)
+                window, now = json.dumps(asdict(decision.window)), int(time.time())
+                _DECIDE.run(driver, **of, through=decision.through, window=window, decided=now)
+                recorded = _recorded(driver, **of)
         except StoreUnavailable as error:
             if decision.version != 1:
                 raise
-            if not self._first_decisions:
-                log.warning("decided windows are kept in memory only: %s", error)
-            _keep(self._first_decisions, (pool, policy), decision)
-        recorded = self.decision(pool, policy, decision.version)
+            return self._decide_in_memory(pool, policy, decision, error)
         if recorded is None:
             raise StoreUnavailable("a window that was just recorded is gone from the renditions file")
         return recorded
+
+    def _decide_in_memory(
+        self, pool: str, policy: str, decision: Decision, why: StoreUnavailable
+    ) -> Decision:
+        """A first decision that cannot be written, unless there is one; the one that is on record."""
+        with self._writing:
+            if self._writer is not None:
+                with contextlib.suppress(sqlite3.Error):  # it may be readable all the same
+                    recorded = _recorded(self._writer, pool, policy, decision.version)
+                    if recorded is not None:
+                        return recorded
+            if not self._first_decisions:
+                log.warning("decided windows are kept in memory only: %s", why)
+            first = self._first_decisions.get((pool, policy), decision)
+            _keep(self._first_decisions, (pool, policy), first)
+            return first
 
     def followed(self, policy: str) -> int | None:
         """Receipt sequence up to which pools were looked at for growth; None: never noted."""
@@ -511,6 +528,11 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
     finally:
         engine.dispose()
     return [(row.original, row.frame, row.failure) for row in rows]
+
+
+def _recorded(driver: sqlite3.Connection, pool: str, policy: str, version: int) -> Decision | None:
+    row = _DECISION.first(driver, pool=pool, policy=policy, version=version)
+    return row and Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
 
 
 K = TypeVar("K")

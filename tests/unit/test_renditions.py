@@ -2,6 +2,7 @@
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -259,6 +260,51 @@ def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCa
     assert len(warnings) == 2  # one for sizes, one for windows; not one for each picture
     with pytest.raises(StoreUnavailable):
         renditions.decide("x" * 5000, "auto", decision(2, 0.0))
+
+
+def test_first_decision_stays_on_a_full_disk_and_after_it(
+    path: Path, renditions: Renditions, expected_warnings: list[logging.LogRecord]
+) -> None:
+    """Somebody waits for what is being decided in the background, too: two decide, and one was shown."""
+    fill_up(renditions)
+    pool = "p" * 5000
+    assert renditions.decide(pool, "auto", decision(1, 0.0)) == decision(1, 0.0)
+    assert renditions.decide(pool, "auto", decision(1, 50.0)) == decision(1, 0.0)
+    assert renditions.decision(pool, "auto", 1) == decision(1, 0.0)
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA max_page_count = 100000")
+    assert renditions.decide(pool, "auto", decision(1, 50.0)) == decision(1, 0.0)
+    with closing(Renditions(path, "store")) as second:
+        assert second.decision(pool, "auto", 1) == decision(1, 0.0)
+    assert len(expected_warnings) == 1
+
+
+def test_what_another_mount_has_decided_holds_while_nothing_can_be_written(
+    path: Path, renditions: Renditions
+) -> None:
+    with closing(Renditions(path, "store")) as second:
+        second.decide("p", "auto", decision(1, 0.0))
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA query_only = on")
+    assert renditions.decide("p", "auto", decision(1, 50.0)) == decision(1, 0.0)
+
+
+def test_who_decides_in_a_thread_leaves_the_connection_of_readers_alone(
+    renditions: Renditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_by = set[int]()
+    driver = Renditions._driver.fget
+    assert driver is not None
+
+    def noted(self: Renditions) -> sqlite3.Connection:
+        asked_by.add(threading.get_ident())
+        return driver(self)
+
+    monkeypatch.setattr(Renditions, "_driver", property(noted))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(renditions.decide, "p", "auto", decision(1, 0.0)).result() == decision(1, 0.0)
+    assert renditions.decision("p", "auto", 1) == decision(1, 0.0)
+    assert asked_by == {threading.get_ident()}
 
 
 def test_memory_for_what_cannot_be_written_is_bounded(
