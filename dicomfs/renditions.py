@@ -16,14 +16,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
     Connection,
+    Engine,
     Integer,
     MetaData,
     NullPool,
@@ -31,7 +32,6 @@ from sqlalchemy import (
     Text,
     bindparam,
     create_engine,
-    event,
     exc,
     func,
     literal_column,
@@ -41,7 +41,7 @@ from sqlalchemy import Index as TableIndex
 from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
-from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
+from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal, uri
 from dicomfs.model import PoolWindow
 from dicomfs.statement import Statement
 
@@ -234,13 +234,7 @@ class Renditions:
             with _translated():
                 self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
                 self._connection.rollback()
-                self._writer = sqlite3.connect(
-                    f"file:{quote(str(path))}?mode=rw",
-                    uri=True,
-                    timeout=BUSY_TIMEOUT_S,
-                    check_same_thread=False,
-                    isolation_level=None,
-                )
+                self._writer = _connect(path, BUSY_TIMEOUT_S, "mode=rw")
                 self._writer.execute(_SYNCHRONOUS)
         except BaseException:
             self.close()
@@ -248,18 +242,8 @@ class Renditions:
 
     @staticmethod
     def _open(path: Path) -> Connection:
-        engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": OPEN_TIMEOUT_S, "check_same_thread": False},
-            poolclass=NullPool,
-        )
-
-        @event.listens_for(engine, "connect")
-        def prepare(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None
-
         with _translated():
-            return engine.connect()
+            return _engine(path, OPEN_TIMEOUT_S).connect()
 
     def _usable(self, store_id: str) -> bool:
         """As `_prepare`; False also for a file that is damaged or no such database."""
@@ -452,14 +436,14 @@ class Renditions:
         When the file cannot be written (disk full), a first decision is kept in memory, for the same
         reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
         """
-        of = {"pool": pool, "policy": policy, "version": decision.version}
         try:
             with self._transaction() as driver:
                 if decision.version == 1:  # what was kept in memory has been shown
                     decision = self._first_decisions.get((pool, policy), decision)
                 window, now = json.dumps(asdict(decision.window)), int(time.time())
-                _DECIDE.run(driver, **of, through=decision.through, window=window, decided=now)
-                recorded = _recorded(driver, **of)
+                row = {"pool": pool, "policy": policy, "version": decision.version, "window": window}
+                _DECIDE.run(driver, **row, through=decision.through, decided=now)
+                recorded = _recorded(driver, pool, policy, decision.version)
         except StoreUnavailable as error:
             if decision.version != 1:
                 raise
@@ -516,7 +500,7 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
     """
     if not path.exists():
         return []
-    engine = create_engine(f"sqlite:///file:{quote(str(path))}?mode=rw&uri=true", poolclass=NullPool)
+    engine = _engine(path, BUSY_TIMEOUT_S, "mode=rw")
     try:
         with _translated(), engine.connect() as connection:
             if (
@@ -528,6 +512,17 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
     finally:
         engine.dispose()
     return [(row.original, row.frame, row.failure) for row in rows]
+
+
+def _engine(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
+    """As `index.connect`, but nothing is asked of the file yet: it may be damaged, and is made anew then."""
+    return create_engine("sqlite://", creator=partial(_connect, path, timeout_s, how), poolclass=NullPool)
+
+
+def _connect(path: Path, timeout_s: float, how: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        uri(path, how), uri=True, timeout=timeout_s, check_same_thread=False, isolation_level=None
+    )
 
 
 def _recorded(driver: sqlite3.Connection, pool: str, policy: str, version: int) -> Decision | None:

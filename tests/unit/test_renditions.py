@@ -1,9 +1,10 @@
 """Sizes, windows and failures on record: first decision wins, a lost or foreign file is made anew."""
 
 import logging
+import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_all_is_there_after_a_restart(path: Path, renditions: Renditions) -> Non
     again = Renditions(path, "store")
     assert again.size(KEY) == 10
     again.close()
+
+
+def test_path_of_any_bytes(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/no UTF-8: \xe9 ?#%41"))
+    folder.mkdir()
+    path = folder / "renditions.sqlite3"
+    made = Renditions(path, "store")
+    made.announce(KEY, 10, "damaged")
+    assert made.record()
+    made.close()
+    assert failures_noted(path, "store", 10) == [(3, 0, "damaged")]
+    assert [one.name for one in tmp_path.iterdir()] == [folder.name]
+    assert path.exists()
 
 
 @pytest.mark.parametrize(
@@ -293,8 +307,7 @@ def test_who_decides_in_a_thread_leaves_the_connection_of_readers_alone(
     renditions: Renditions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_by = set[int]()
-    driver = Renditions._driver.fget
-    assert driver is not None
+    driver: Callable[[Renditions], sqlite3.Connection] = vars(Renditions)["_driver"].fget
 
     def noted(self: Renditions) -> sqlite3.Connection:
         asked_by.add(threading.get_ident())
