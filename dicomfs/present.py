@@ -119,6 +119,10 @@ class Presenter:
             if self._prefetch is not None:
                 nursery.start_soon(self._prefetch.run)
 
+    def record_sizes(self) -> None:
+        """Write sizes once there are many; for who renders a whole view and does not `follow`."""
+        self._renditions.record_many()
+
     # On demand
 
     def at_hand(self, number: int) -> bytes | None:

@@ -61,7 +61,6 @@ RETRY_S: Final = 5.0
 
 _SYNCHRONOUS: Final = "PRAGMA synchronous = NORMAL"
 """Not FULL: losing the last rows in a power cut only means rendering once more."""
-_VERY_MANY: Final = 64 * AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -337,10 +336,14 @@ class Renditions:
     def announce(self, key: Key, size: int, failure: str) -> None:
         """Record what a render gave, replacing what was announced before.
 
-        Written by `record` or `write`, for which the caller sees to it; at once only when nobody does.
+        Written by `write`, `record` or `record_many`, for which the caller sees to it, and never here: the
+        kernel waits for who announces, and an older size may be in the hands of a thread that writes.
         """
         _keep(self._unrecorded, key, (size, failure))
-        if len(self._unrecorded) >= _VERY_MANY:
+
+    def record_many(self) -> None:
+        """`record` if so many have come together; for whoever has no thread that writes."""
+        if len(self._unrecorded) >= AT_ONCE:
             self.record()
 
     def record(self) -> bool:

@@ -191,12 +191,25 @@ def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) ->
     second.close()
 
 
-def test_what_nobody_writes_down_is_bounded(path: Path, renditions: Renditions) -> None:
+def test_nobody_who_announces_waits_for_the_disk(path: Path, renditions: Renditions) -> None:
+    """However many there are: the kernel waits for him, and another process may hold the lock of writers."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(65 * AT_ONCE):
+            renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
+        other.execute("ROLLBACK")
+    assert failures_noted(path, "store", 10) == []
+    assert len(renditions._unrecorded) == 65 * AT_ONCE
+
+
+def test_who_has_no_thread_that_writes_writes_many_at_a_time(path: Path, renditions: Renditions) -> None:
     """Who renders to files follows nothing, and closes at the end."""
-    for number in range(65 * AT_ONCE):
+    for number in range(AT_ONCE):
+        assert failures_noted(path, "store", 10) == []
         renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
-    assert len(renditions._unrecorded) <= 64 * AT_ONCE
+        renditions.record_many()
     assert failures_noted(path, "store", 10) == [(0, 0, "damaged")]
+    assert not renditions._unrecorded
 
 
 def test_readers_go_on_while_a_batch_is_written_in_a_thread(path: Path, renditions: Renditions) -> None:
