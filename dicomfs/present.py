@@ -289,9 +289,8 @@ class Presenter:
                 picture.key.frame + 1,
                 rendered.failure,
             )
-        elif (
-            self._disk is not None and is_kept
-        ):  # no notice: another start may have more memory, or a decoder
+        elif self._disk is not None and is_kept:
+            # No notice: another start may have more memory, or a decoder.
             self._disk.keep(picture.key, window, rendered.data, is_use=is_use)
         return rendered.data
 
