@@ -60,9 +60,9 @@ class _Flight(Generic[V]):
 class Cache(Generic[K, V]):
     """At most `limit_bytes` of values, measured by `size_of`; values are never None.
 
-    A value of more than a quarter of that is not kept. `on_use` is called with a key when a use after its
-    first is counted (`twoqueue.SECOND_USE_S`). A passing failure is repeated to everybody who asks within
-    `retry_after_s`; `clock` is in seconds.
+    A value of more than a quarter of that is not kept. `on_use` is called with a key when a use is
+    counted (`twoqueue.SECOND_USE_S`), but not for the one that a value was produced for.
+    A passing failure is repeated to everybody who asks within `retry_after_s`; `clock` is in seconds.
     """
 
     def __init__(
@@ -134,8 +134,14 @@ class Cache(Generic[K, V]):
         finally:
             del self._flights[key]
             flight.landed.set()
-        self._kept.put(key, value, is_use=flight.is_use)
+        self._kept.put(key, value, is_use=is_use)
+        if flight.is_use and not is_use:
+            self._kept.get(key)  # by those who have joined, so that `on_use` hears of them
         return value
+
+    def __contains__(self, key: K) -> bool:
+        """Whether it is kept now; no use, and no hit."""
+        return key in self._kept
 
     def peek(self, key: K, *, is_use: bool = True) -> V | None:
         """The value if it is kept now, which counts as a use of it, if it is one; never produces."""

@@ -159,8 +159,11 @@ class CacheFolder:
 
     # Reading
 
-    def read(self, name: str, tag: bytes) -> bytes | None:
-        """The picture of that name and tag (16 bytes), whole; None when there is none. Counts as a use."""
+    def read(self, name: str, tag: bytes, *, is_use: bool = True) -> bytes | None:
+        """The picture of that name and tag (16 bytes), whole; None when there is none.
+
+        `is_use`: somebody has asked for it, and it is not only read ahead.
+        """
         root = self._open()
         opened = self._opened_file(root, name)
         if opened is None:
@@ -174,7 +177,8 @@ class CacheFolder:
             kept_tag, data = whole
             if kept_tag != tag:
                 return None  # of another decision: the next picture of this name takes its place
-            self._use(fd, found)
+            if is_use:
+                self._use(fd, found)
             return data
         finally:
             os.close(fd)
@@ -356,15 +360,15 @@ class CacheFolder:
             act(self._open())
 
     def close(self) -> None:
-        """Let go of the folder; who asks for anything opens it anew."""
-        with self._opening:
-            self._root = None
+        """Let go of the folder; who asks for anything opens it anew. Waits for nothing, not even the disk."""
+        self._root = None
 
     def _open(self) -> _Root:
-        with self._opening:
-            if self._root is None:
-                self._root = self._opened()
-            return self._root
+        with self._opening:  # never in `close`: whoever opens may hang
+            root = self._root
+            if root is None:
+                root = self._root = self._opened()
+            return root
 
     def _opened(self) -> _Root:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

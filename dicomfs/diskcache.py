@@ -109,9 +109,10 @@ class DiskCache:
 
     # On trio's thread
 
-    async def get(self, key: Key, window: PoolWindow | None) -> bytes | None:
+    async def get(self, key: Key, window: PoolWindow | None, *, is_use: bool = True) -> bytes | None:
         """A picture that was made with this window; None when there is none, or none within the time limit.
 
+        `is_use`: somebody has asked for it.
         *Cancellation*: at once; a thread that hangs in the disk is left behind, and only a few can be.
         """
         data, has_begun = None, False
@@ -120,14 +121,13 @@ class DiskCache:
         def read() -> bytes | None:
             nonlocal has_begun
             has_begun = True
-            return self._read(name, tag)
+            return self._read(name, tag, is_use=is_use)
 
         if self._may_read():
             with trio.move_on_after(READ_LIMIT_S) as limit:
                 data = await trio.to_thread.run_sync(read, limiter=self._limiter, abandon_on_cancel=True)
-            if (
-                limit.cancelled_caught and has_begun
-            ):  # else it was the crowd before it, and no fault of the disk
+            # Else it was the crowd before it, and no fault of the disk; but in trouble, nobody came back.
+            if limit.cancelled_caught and (has_begun or not self._is_readable()):
                 self._note(TimeoutError(errno.ETIMEDOUT, f"no answer within {READ_LIMIT_S:g} s"))
         self._hits += data is not None
         self._misses += data is None
@@ -158,8 +158,11 @@ class DiskCache:
     # Trouble
 
     def _may_read(self) -> bool:
+        return self._is_readable() or self._clock() >= self._retry_at
+
+    def _is_readable(self) -> bool:
         trouble = self._trouble
-        return trouble is None or trouble.errno in _WRITES_ONLY or self._clock() >= self._retry_at
+        return trouble is None or trouble.errno in _WRITES_ONLY
 
     def _may_write(self) -> bool:
         return self._trouble is None or self._clock() >= self._retry_at
@@ -188,9 +191,9 @@ class DiskCache:
 
     # In threads
 
-    def _read(self, name: str, tag: bytes) -> bytes | None:
+    def _read(self, name: str, tag: bytes, *, is_use: bool) -> bytes | None:
         try:
-            data = self._folder.read(name, tag)
+            data = self._folder.read(name, tag, is_use=is_use)
         except OSError as error:
             self._note(error)
             return None

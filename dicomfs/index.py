@@ -626,6 +626,11 @@ _REMEDIES: Final = {
 }
 
 
+def uri(path: Path, how: str) -> str:
+    """SQLite's name for a file, whatever bytes are in its path; `how` as for `connect`."""
+    return f"file:{quote(os.fsencode(path.absolute()))}?{how}"
+
+
 def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
     """A durable SQLite file, whose transactions are begun by `immediate`; opened when it is connected.
 
@@ -634,7 +639,7 @@ def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
     engine = create_engine(
         "sqlite://",
         creator=lambda: sqlite3.connect(
-            f"file:{quote(os.fsencode(path.absolute()))}?{how}",
+            uri(path, how),
             uri=True,
             timeout=timeout_s,
             check_same_thread=False,

@@ -91,6 +91,7 @@ async def _write_one(
             content = stored[0] if stored else None
         else:
             content = await presenter.contents(entry.inode)
+            presenter.record_sizes()
             if why := presenter.failure(entry.inode):
                 written.failed.append((target, why))
         if content is not None:

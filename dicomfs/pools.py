@@ -5,7 +5,7 @@ read back, so that all mounts agree. Renders nothing and tells nobody what has c
 and `follow.py`, which call it, on one trio thread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import trio
@@ -59,7 +59,7 @@ class Pools:
             return None
         case = _case(picture)
         decision = await self._decisions.get(
-            (*case, background), lambda: self._decide(*case, background=background)
+            (*case, background), lambda: self._decide(*case, background=background, asker=picture.folder)
         )
         return decision.window
 
@@ -67,13 +67,15 @@ class Pools:
         """Whether a picture's pool is being decided: who asks for it would wait."""
         return _case(picture) in self._deciding
 
-    async def _decide(self, pool: str, policy: str, version: int, *, background: bool) -> Decision:
+    async def _decide(
+        self, pool: str, policy: str, version: int, *, background: bool, asker: Hashable
+    ) -> Decision:
         """What is on record for this version; decided now, and read back, if nothing is."""
         decision = self._renditions.decision(pool, policy, version)
         if decision is None:
             self._deciding.add((pool, policy, version))
             try:
-                window, through = await self._judge(pool, policy, background=background)
+                window, through = await self._judge(pool, policy, background=background, asker=asker)
                 decision = await self._record(pool, policy, Decision(version, through, window))
             finally:
                 self._deciding.discard((pool, policy, version))
@@ -83,14 +85,17 @@ class Pools:
         """What is on record then. In a thread, since the disk may take its time."""
         return await trio.to_thread.run_sync(self._renditions.decide, pool, policy, decision)
 
-    async def _judge(self, pool: str, policy: str, *, background: bool) -> tuple[PoolWindow, int]:
+    async def _judge(
+        self, pool: str, policy: str, *, background: bool, asker: Hashable = None
+    ) -> tuple[PoolWindow, int]:
+        """`asker`: a volume is a pool for each slice, and whoever opens it is one all the same."""
         through, sources = self._tree.pool_sources(pool, POOL_SAMPLE)
         # An original that is lost must not take the others' pictures with it.
         sources = await trio.to_thread.run_sync(_present, sources)
         if not sources:
             raise RenderFailed("no original of its pool can be found in the archive")
         try:
-            window = await self.workers.decide_pool(sources, policy, background=background, asker=pool)
+            window = await self.workers.decide_pool(sources, policy, background=background, asker=asker)
         except NotDisplayable as error:
             window = PoolWindow(None, None, str(error))
         return window, through

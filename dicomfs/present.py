@@ -67,7 +67,7 @@ class Presenter:
         self._prefetch = (
             Prefetch(
                 tree,
-                lambda key: cache.peek(key, is_use=False) is not None,
+                cache.__contains__,
                 lambda inode: self.contents(inode, background=True, is_use=False),
                 tasks=max(1, processes - 1),
             )
@@ -118,6 +118,10 @@ class Presenter:
                 nursery.start_soon(self._ahead.run)
             if self._prefetch is not None:
                 nursery.start_soon(self._prefetch.run)
+
+    def record_sizes(self) -> None:
+        """Write sizes once there are many; for who renders a whole view and does not `follow`."""
+        self._renditions.record_many()
 
     # On demand
 
@@ -172,7 +176,7 @@ class Presenter:
             )
             data = await self._cache.get(
                 picture.key,
-                lambda: self._render(picture, window, background=background),
+                lambda: self._render(picture, window, background=background, is_use=is_use),
                 joining=joining,
                 is_use=is_use,
             )
@@ -252,12 +256,21 @@ class Presenter:
         if effort is Effort.OLD:
             # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
             window = await self._pools.window(picture, background=True)
-            await self._render(picture, window, background=True)
+            await self._render(picture, window, background=True, is_use=False, is_kept=False)
         else:
             await self.contents(inode, background=effort is not Effort.WANTED, is_use=False)
 
-    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
-        kept = await self._kept_on_disk(picture, window)
+    async def _render(
+        self,
+        picture: Picture,
+        window: PoolWindow | None,
+        *,
+        background: bool,
+        is_use: bool,
+        is_kept: bool = True,
+    ) -> bytes:
+        """`is_kept`: on disk, too; what is rendered for its size alone must not push out what is used."""
+        kept = await self._kept_on_disk(picture, window, is_use=is_use)
         if kept is not None:
             return kept
         if self._ahead is not None and not background:
@@ -276,13 +289,16 @@ class Presenter:
                 picture.key.frame + 1,
                 rendered.failure,
             )
-        elif self._disk is not None:  # no notice: another start may have more memory, or a decoder
-            self._disk.keep(picture.key, window, rendered.data, is_use=not background)
+        elif self._disk is not None and is_kept:
+            # No notice: another start may have more memory, or a decoder.
+            self._disk.keep(picture.key, window, rendered.data, is_use=is_use)
         return rendered.data
 
-    async def _kept_on_disk(self, picture: Picture, window: PoolWindow | None) -> bytes | None:
+    async def _kept_on_disk(
+        self, picture: Picture, window: PoolWindow | None, *, is_use: bool
+    ) -> bytes | None:
         """From the disk cache, if it is there and as long as was announced."""
-        kept = None if self._disk is None else await self._disk.get(picture.key, window)
+        kept = None if self._disk is None else await self._disk.get(picture.key, window, is_use=is_use)
         if kept is None:
             return None
         announced = self._renditions.size(picture.key)

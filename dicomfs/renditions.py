@@ -16,14 +16,15 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
-from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
     Connection,
+    Engine,
     Integer,
     MetaData,
     NullPool,
@@ -31,7 +32,6 @@ from sqlalchemy import (
     Text,
     bindparam,
     create_engine,
-    event,
     exc,
     func,
     literal_column,
@@ -41,7 +41,7 @@ from sqlalchemy import Index as TableIndex
 from sqlalchemy.dialects.sqlite import insert
 
 from dicomfs.errors import StoreUnavailable
-from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal
+from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal, uri
 from dicomfs.model import PoolWindow
 from dicomfs.statement import Statement
 
@@ -61,7 +61,6 @@ RETRY_S: Final = 5.0
 
 _SYNCHRONOUS: Final = "PRAGMA synchronous = NORMAL"
 """Not FULL: losing the last rows in a power cut only means rendering once more."""
-_VERY_MANY: Final = 64 * AT_ONCE
 
 log = logging.getLogger(__name__)
 
@@ -234,13 +233,7 @@ class Renditions:
             with _translated():
                 self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
                 self._connection.rollback()
-                self._writer = sqlite3.connect(
-                    f"file:{quote(str(path))}?mode=rw",
-                    uri=True,
-                    timeout=BUSY_TIMEOUT_S,
-                    check_same_thread=False,
-                    isolation_level=None,
-                )
+                self._writer = _connect(path, BUSY_TIMEOUT_S, "mode=rw")
                 self._writer.execute(_SYNCHRONOUS)
         except BaseException:
             self.close()
@@ -248,18 +241,8 @@ class Renditions:
 
     @staticmethod
     def _open(path: Path) -> Connection:
-        engine = create_engine(
-            f"sqlite:///{path}",
-            connect_args={"timeout": OPEN_TIMEOUT_S, "check_same_thread": False},
-            poolclass=NullPool,
-        )
-
-        @event.listens_for(engine, "connect")
-        def prepare(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None
-
         with _translated():
-            return engine.connect()
+            return _engine(path, OPEN_TIMEOUT_S).connect()
 
     def _usable(self, store_id: str) -> bool:
         """As `_prepare`; False also for a file that is damaged or no such database."""
@@ -353,10 +336,14 @@ class Renditions:
     def announce(self, key: Key, size: int, failure: str) -> None:
         """Record what a render gave, replacing what was announced before.
 
-        Written by `record` or `write`, for which the caller sees to it; at once only when nobody does.
+        Written by `write`, `record` or `record_many`, for which the caller sees to it, and never here: the
+        kernel waits for who announces, and an older size may be in the hands of a thread that writes.
         """
         _keep(self._unrecorded, key, (size, failure))
-        if len(self._unrecorded) >= _VERY_MANY:
+
+    def record_many(self) -> None:
+        """`record` if so many have come together; for whoever has no thread that writes."""
+        if len(self._unrecorded) >= AT_ONCE:
             self.record()
 
     def record(self) -> bool:
@@ -440,10 +427,11 @@ class Renditions:
 
     def decision(self, pool: str, policy: str, version: int) -> Decision | None:
         """What was decided as this version."""
-        row = self._first(_DECISION, pool=pool, policy=policy, version=version)
-        if row is None:
-            return self._first_decisions.get((pool, policy)) if version == 1 else None
-        return Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
+        with _translated():
+            recorded = _recorded(self._driver, pool, policy, version)
+        if recorded is None and version == 1:
+            return self._first_decisions.get((pool, policy))
+        return recorded
 
     def decide(self, pool: str, policy: str, decision: Decision) -> Decision:
         """Record a decision unless this version exists; returns the one that is on record.
@@ -451,21 +439,37 @@ class Renditions:
         When the file cannot be written (disk full), a first decision is kept in memory, for the same
         reason as sizes are. Later ones raise StoreUnavailable: the pool goes on with what it has.
         """
-        row = {"pool": pool, "policy": policy, "version": decision.version, "through": decision.through}
-        window, now = json.dumps(asdict(decision.window)), int(time.time())
         try:
             with self._transaction() as driver:
-                _DECIDE.run(driver, **row, window=window, decided=now)
+                if decision.version == 1:  # what was kept in memory has been shown
+                    decision = self._first_decisions.get((pool, policy), decision)
+                window, now = json.dumps(asdict(decision.window)), int(time.time())
+                row = {"pool": pool, "policy": policy, "version": decision.version, "window": window}
+                _DECIDE.run(driver, **row, through=decision.through, decided=now)
+                recorded = _recorded(driver, pool, policy, decision.version)
         except StoreUnavailable as error:
             if decision.version != 1:
                 raise
-            if not self._first_decisions:
-                log.warning("decided windows are kept in memory only: %s", error)
-            _keep(self._first_decisions, (pool, policy), decision)
-        recorded = self.decision(pool, policy, decision.version)
+            return self._decide_in_memory(pool, policy, decision, error)
         if recorded is None:
             raise StoreUnavailable("a window that was just recorded is gone from the renditions file")
         return recorded
+
+    def _decide_in_memory(
+        self, pool: str, policy: str, decision: Decision, why: StoreUnavailable
+    ) -> Decision:
+        """A first decision that cannot be written, unless there is one; the one that is on record."""
+        with self._writing:
+            if self._writer is not None:
+                with contextlib.suppress(sqlite3.Error):  # it may be readable all the same
+                    recorded = _recorded(self._writer, pool, policy, decision.version)
+                    if recorded is not None:
+                        return recorded
+            if not self._first_decisions:
+                log.warning("decided windows are kept in memory only: %s", why)
+            first = self._first_decisions.get((pool, policy), decision)
+            _keep(self._first_decisions, (pool, policy), first)
+            return first
 
     def followed(self, policy: str) -> int | None:
         """Receipt sequence up to which pools were looked at for growth; None: never noted."""
@@ -499,7 +503,7 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
     """
     if not path.exists():
         return []
-    engine = create_engine(f"sqlite:///file:{quote(str(path))}?mode=rw&uri=true", poolclass=NullPool)
+    engine = _engine(path, BUSY_TIMEOUT_S, "mode=rw")
     try:
         with _translated(), engine.connect() as connection:
             if (
@@ -511,6 +515,22 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
     finally:
         engine.dispose()
     return [(row.original, row.frame, row.failure) for row in rows]
+
+
+def _engine(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
+    """As `index.connect`, but nothing is asked of the file yet: it may be damaged, and is made anew then."""
+    return create_engine("sqlite://", creator=partial(_connect, path, timeout_s, how), poolclass=NullPool)
+
+
+def _connect(path: Path, timeout_s: float, how: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        uri(path, how), uri=True, timeout=timeout_s, check_same_thread=False, isolation_level=None
+    )
+
+
+def _recorded(driver: sqlite3.Connection, pool: str, policy: str, version: int) -> Decision | None:
+    row = _DECISION.first(driver, pool=pool, policy=policy, version=version)
+    return row and Decision(row.version, row.through, PoolWindow(**json.loads(row.window)))
 
 
 K = TypeVar("K")

@@ -1,9 +1,14 @@
 """Whose turn it is: waiting jobs of several who ask, in an order that is fair to those who ask little.
 
-Start-time fair queueing over seconds of work: whoever has had least of late goes first, so that somebody who
-opens one picture does not wait behind those who copy thousands, and of these none gets more than another.
-First come, first served among equals, and within what one asks. Who has been still has a small credit, and
-no more than that: nobody saves up. Pure; used by `workers.py`.
+Fair queueing over seconds of work: whoever has had least of late goes first, so that somebody who opens one
+picture does not wait behind those who copy thousands, and of these none gets more than another. First come,
+first served among equals, and within what one asks. Who has been still has a small credit, and no more than
+that: nobody saves up.
+
+Where somebody new begins goes forward with the work that is done, shared among all who ask (the virtual time
+of weighted fair queueing). By the starting tags of jobs alone it would stand still as long as somebody new
+comes again and again, and everybody else would wait for ever. So whoever waits is overtaken by a bounded
+amount of work: for each who asks, twice the credit and a few jobs. Pure; used by `workers.py`.
 """
 
 from collections import deque
@@ -27,7 +32,7 @@ class Turns(Generic[T]):
         self._had_s: dict[Hashable, float] = {}
         """What each has had, on a scale on which those who wait all the time go forward together."""
         self._now_s = 0.0
-        """Where they are on that scale: what the one who was served last had had by then."""
+        """Where they are on that scale: at least what the one who was served last had had by then."""
         self._number = 0
 
     def __len__(self) -> int:
@@ -77,7 +82,8 @@ class Turns(Generic[T]):
         return False
 
     def charge(self, asker: Hashable, seconds: float) -> None:
-        """A job that was taken has cost so much."""
+        """A job that was taken has cost so much: to its asker, and to the time of all."""
+        self._now_s += seconds / (len(self._waiting) + 1)
         if asker in self._had_s:
             self._had_s[asker] += seconds - ESTIMATE_S
 

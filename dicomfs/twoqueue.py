@@ -44,7 +44,8 @@ class _Entry(Generic[V]):
 class TwoQueue(Generic[K, V]):
     """Values that cost at most `limit` together, each measured once by `cost_of`; values are never None.
 
-    `on_use` is called with a key when a use after its first is counted; `clock` is in seconds.
+    `on_use` is called with a key when a use is counted that was not the reason for the first `put`; `clock`
+    is in seconds.
     """
 
     def __init__(
@@ -72,6 +73,10 @@ class TwoQueue(Generic[K, V]):
         """How many values are kept."""
         return len(self._once) + len(self._often)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether a value is kept; no use of it."""
+        return key in self._often or key in self._once
+
     @property
     def limit(self) -> int:
         """What all values may cost together."""
@@ -96,7 +101,7 @@ class TwoQueue(Generic[K, V]):
                 self._often[key] = entry
             self._count(key, entry)
         elif is_use and entry.used is None:
-            entry.used = self._clock()
+            self._count(key, entry)
         return entry.value
 
     def put(self, key: K, value: V, *, is_use: bool = True) -> None:

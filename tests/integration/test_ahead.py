@@ -9,15 +9,18 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import trio
 
 from dicomfs import ahead, follow
+from dicomfs.diskcache import DiskCache
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
-from dicomfs.renditions import Renditions
+from dicomfs.model import PoolWindow
+from dicomfs.renditions import Key, Renditions
 from dicomfs.spans import Spans
 from dicomfs.tree import Entry, Inode, Kind, Tree
 from tests.made import data_set, save
@@ -258,6 +261,56 @@ def test_everything_is_warmed_the_newest_first(tmp_path: Path, writer: Index) ->
             await trio.sleep(10)
             assert shown.painters.jobs[100:] == [(101, True)]
             assert shown.presenter._cache.statistics().items == 1
+
+    run(scenario)
+
+
+class NotingDisk:
+    """Stands for a disk cache that holds nothing, and knows what it was told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, bool]] = []
+        self.kept: list[tuple[int, bool]] = []
+
+    async def get(self, key: Key, window: PoolWindow | None, *, is_use: bool) -> bytes | None:  # noqa: ARG002  as there
+        self.asked.append((key.original, is_use))
+        await trio.lowlevel.checkpoint()
+        return None
+
+    def keep(self, key: Key, window: PoolWindow | None, data: bytes, *, is_use: bool) -> None:  # noqa: ARG002  as there
+        self.kept.append((key.original, is_use))
+
+
+def test_only_what_somebody_asks_for_is_a_use_on_disk(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2, 3)
+    disk = NotingDisk()
+
+    async def scenario() -> None:
+        async with showing(tmp_path, disk=cast(DiskCache, disk)) as shown:
+            opened, walked, prefetched = (entry.inode for entry in shown.entries())
+            await shown.presenter.contents(opened)
+            await shown.presenter.contents(walked, is_use=False)
+            await shown.presenter.contents(prefetched, background=True, is_use=False)
+        assert disk.asked == disk.kept
+        assert [is_use for _, is_use in disk.kept] == [True, False, False]
+
+    run(scenario)
+
+
+def test_what_is_older_than_the_mount_is_not_put_on_disk(tmp_path: Path, writer: Index) -> None:
+    """Only its size is wanted, and there may be years of it."""
+    take(tmp_path, writer, 1, 2)
+    disk = NotingDisk()
+
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, disk=cast(DiskCache, disk)) as shown:
+            await trio.sleep(60)
+            assert not unknown(shown)
+            assert disk.kept == []
+            take(tmp_path, writer, 3, pool="another")
+            await trio.sleep(60)
+            assert not unknown(shown)
+            assert [is_use for _, is_use in disk.kept] == [False]
 
     run(scenario)
 

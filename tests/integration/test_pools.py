@@ -102,6 +102,35 @@ def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path
     run(scenario)
 
 
+def test_who_waits_for_several_pools_of_a_folder_is_one_asker(tmp_path: Path, writer: Index) -> None:
+    """A volume is a pool for each slice: each must not count as somebody new."""
+    for number in (1, 2, 3):
+        take(tmp_path, writer, number, pool=f"pool {number}")
+
+    class Noting(Painters):
+        async def decide_pool(
+            self,
+            members: Sequence[Source],
+            policy: str = "auto",
+            *,
+            background: bool = False,
+            asker: Hashable = None,
+        ) -> PoolWindow:
+            askers.append(asker)
+            return await super().decide_pool(members, policy, background=background, asker=asker)
+
+    askers: list[Hashable] = []
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            shown.presenter.render_with(cast(Workers, Noting(window(100.0))))
+            for entry in shown.entries():
+                assert await shown.presenter.contents(entry.inode)
+            assert askers == [EXAM] * 3
+
+    run(scenario)
+
+
 def test_one_failed_decision_answers_all_who_wait(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, *range(1, 21))
     failed = []

@@ -177,7 +177,21 @@ def test_a_large_value_is_returned_and_not_kept_at_the_price_of_all_others() -> 
     trio.run(main)
 
 
-@pytest.mark.parametrize(("joined", "times"), [(False, 1), (True, 2)])
+def test_looking_whether_it_is_kept_is_neither_a_use_nor_a_hit() -> None:
+    async def main() -> None:
+        again = list[str]()
+        cache: Cache[str, bytes] = Cache(4000, len, on_use=again.append)
+        kitchen = Kitchen()
+        kitchen.gate.set()
+        assert "a" not in cache
+        await cache.get("a", kitchen.cook(b"x"), is_use=False)
+        assert "a" in cache
+        assert (cache.statistics().hits, again) == (0, [])
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(("joined", "times"), [(False, 2), (True, 3)])
 def test_what_was_produced_ahead_is_used_when_somebody_opens_it(joined: bool, times: int) -> None:
     """The use of one who waits for background work counts, and the background work itself does not."""
 

@@ -6,7 +6,9 @@ import os
 import shutil
 import socket
 import stat
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -249,6 +251,30 @@ def test_when_the_whole_folder_comes_back_it_is_used_again(folder: CacheFolder) 
     folder.folder.mkdir()
     put(folder, NAME)
     assert folder.read(NAME, TAG) == PICTURE
+
+
+def test_the_end_does_not_wait_for_a_folder_that_cannot_be_opened_now(
+    folder: CacheFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its disk hangs; what comes back later opens it anew."""
+    opening, goes_on = threading.Event(), threading.Event()
+    opened = CacheFolder._opened
+
+    def hang(self: CacheFolder) -> object:
+        opening.set()
+        goes_on.wait()
+        return opened(self)
+
+    monkeypatch.setattr(CacheFolder, "_opened", hang)
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            reading = threads.submit(folder.read, NAME, TAG)
+            opening.wait()
+            threads.submit(folder.close).result(timeout=10)
+            assert not reading.done()
+        finally:
+            goes_on.set()
+        assert reading.result() is None
 
 
 # Limits

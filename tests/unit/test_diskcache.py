@@ -3,6 +3,7 @@
 import errno
 import logging
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Disk:
         if self.error is not None:
             raise self.error
 
-    def read(self, _name: str, _tag: bytes) -> bytes | None:
+    def read(self, _name: str, _tag: bytes, *, is_use: bool) -> bytes | None:  # noqa: ARG002  as there
         self._act("read")
         return PICTURE
 
@@ -111,6 +112,16 @@ def test_a_picture_outlives_a_restart(tmp_path: Path) -> None:
         found = cache.statistics()
     assert (found.hits, found.misses, found.items, found.bytes) == (1, 0, 1, 8192)
     assert (found.written, found.trouble) == (0, "")
+
+
+def test_what_is_only_read_ahead_is_not_used(tmp_path: Path) -> None:
+    with real(tmp_path) as cache:
+        cache.keep(KEY, WINDOW, PICTURE, is_use=False)
+        wait_until(lambda: cache.statistics().written, "a write")
+        (file,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        for is_use in (False, True):
+            assert trio.run(partial(cache.get, KEY, WINDOW, is_use=is_use)) == PICTURE
+            assert (stat.S_IMODE(file.stat().st_mode) != 0o600) is is_use
 
 
 @pytest.mark.parametrize(
@@ -214,6 +225,7 @@ def test_a_disk_that_hangs_is_a_picture_that_is_missing(
         for _ in range(20):  # and so for whoever tries again, though no thread is left
             clock.now += RETRY_S
             assert await cache.get(KEY, WINDOW) is None
+            assert not cache._may_read()  # whoever asks next does not wait
         assert len(disk.asked) == diskcache.READERS
         disk.goes_on.set()
         idle = partial(wait_until, lambda: not cache._limiter.borrowed_tokens, "threads that come back")

@@ -1,8 +1,10 @@
 """Sizes, windows and failures on record: first decision wins, a lost or foreign file is made anew."""
 
 import logging
+import os
 import sqlite3
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -99,6 +101,19 @@ def test_all_is_there_after_a_restart(path: Path, renditions: Renditions) -> Non
     again.close()
 
 
+def test_path_of_any_bytes(tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/no UTF-8: \xe9 ?#%41"))
+    folder.mkdir()
+    path = folder / "renditions.sqlite3"
+    made = Renditions(path, "store")
+    made.announce(KEY, 10, "damaged")
+    assert made.record()
+    made.close()
+    assert failures_noted(path, "store", 10) == [(3, 0, "damaged")]
+    assert [one.name for one in tmp_path.iterdir()] == [folder.name]
+    assert path.exists()
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"no database" * 500, b"SQLite format 3\0" + b"\xff" * 5000],
@@ -176,12 +191,25 @@ def test_sizes_are_written_many_at_a_time(path: Path, renditions: Renditions) ->
     second.close()
 
 
-def test_what_nobody_writes_down_is_bounded(path: Path, renditions: Renditions) -> None:
+def test_nobody_who_announces_waits_for_the_disk(path: Path, renditions: Renditions) -> None:
+    """However many there are: the kernel waits for him, and another process may hold the lock of writers."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for number in range(65 * AT_ONCE):
+            renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
+        other.execute("ROLLBACK")
+    assert failures_noted(path, "store", 10) == []
+    assert len(renditions._unrecorded) == 65 * AT_ONCE
+
+
+def test_who_has_no_thread_that_writes_writes_many_at_a_time(path: Path, renditions: Renditions) -> None:
     """Who renders to files follows nothing, and closes at the end."""
-    for number in range(65 * AT_ONCE):
+    for number in range(AT_ONCE):
+        assert failures_noted(path, "store", 10) == []
         renditions.announce(Key("digest", number, 0, 1), 10, "damaged" if not number else "")
-    assert len(renditions._unrecorded) <= 64 * AT_ONCE
+        renditions.record_many()
     assert failures_noted(path, "store", 10) == [(0, 0, "damaged")]
+    assert not renditions._unrecorded
 
 
 def test_readers_go_on_while_a_batch_is_written_in_a_thread(path: Path, renditions: Renditions) -> None:
@@ -259,6 +287,50 @@ def test_full_disk_costs_no_picture(renditions: Renditions, caplog: pytest.LogCa
     assert len(warnings) == 2  # one for sizes, one for windows; not one for each picture
     with pytest.raises(StoreUnavailable):
         renditions.decide("x" * 5000, "auto", decision(2, 0.0))
+
+
+def test_first_decision_stays_on_a_full_disk_and_after_it(
+    path: Path, renditions: Renditions, expected_warnings: list[logging.LogRecord]
+) -> None:
+    """Somebody waits for what is being decided in the background, too: two decide, and one was shown."""
+    fill_up(renditions)
+    pool = "p" * 5000
+    assert renditions.decide(pool, "auto", decision(1, 0.0)) == decision(1, 0.0)
+    assert renditions.decide(pool, "auto", decision(1, 50.0)) == decision(1, 0.0)
+    assert renditions.decision(pool, "auto", 1) == decision(1, 0.0)
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA max_page_count = 100000")
+    assert renditions.decide(pool, "auto", decision(1, 50.0)) == decision(1, 0.0)
+    with closing(Renditions(path, "store")) as second:
+        assert second.decision(pool, "auto", 1) == decision(1, 0.0)
+    assert len(expected_warnings) == 1
+
+
+def test_what_another_mount_has_decided_holds_while_nothing_can_be_written(
+    path: Path, renditions: Renditions
+) -> None:
+    with closing(Renditions(path, "store")) as second:
+        second.decide("p", "auto", decision(1, 0.0))
+    assert renditions._writer is not None
+    renditions._writer.execute("PRAGMA query_only = on")
+    assert renditions.decide("p", "auto", decision(1, 50.0)) == decision(1, 0.0)
+
+
+def test_who_decides_in_a_thread_leaves_the_connection_of_readers_alone(
+    renditions: Renditions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_by = set[int]()
+    driver: Callable[[Renditions], sqlite3.Connection] = vars(Renditions)["_driver"].fget
+
+    def noted(self: Renditions) -> sqlite3.Connection:
+        asked_by.add(threading.get_ident())
+        return driver(self)
+
+    monkeypatch.setattr(Renditions, "_driver", property(noted))
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(renditions.decide, "p", "auto", decision(1, 0.0)).result() == decision(1, 0.0)
+    assert renditions.decision("p", "auto", 1) == decision(1, 0.0)
+    assert asked_by == {threading.get_ident()}
 
 
 def test_memory_for_what_cannot_be_written_is_bounded(

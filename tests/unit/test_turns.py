@@ -1,6 +1,7 @@
 """Whose turn it is: fair by seconds of work, first come first served otherwise, bounded."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,54 @@ def test_those_who_wait_all_the_time_get_the_same(costs_ms: list[int], askers: i
         turns.charge(asker, cost_ms / 1000)
         turns.put(asker, asker)
     assert max(had_ms.values()) - min(had_ms.values()) <= max(costs_ms)
+
+
+def test_nobody_starves_while_others_come_again_and_again() -> None:
+    """Somebody who has had one picture wants another; three folders always wait that are new."""
+    turns: Turns[str] = Turns()
+    serve(turns, "person", 0.03)
+    for number in range(3):
+        turns.put(f"folder {number}", "picture")
+    turns.put("person", "person's")
+    for number in range(3, 1000):
+        if turns.take() == "person's":
+            break
+        turns.charge(f"folder {number - 3}", 0.03)
+        turns.put(f"folder {number}", "picture")
+    assert number < 20
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(0, 50), min_size=5, max_size=20),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 1 << 32),
+)
+def test_who_waits_is_overtaken_by_a_bounded_amount_of_work(
+    others: int, costs_ms: list[int], new: float, seed: int
+) -> None:
+    """Whoever else comes: whether those who have been there, or somebody new for each who is served."""
+    turns: Turns[int] = Turns()
+    random = Random(seed)
+    done_s = 0.0
+    since_s: dict[int, float] = {}
+
+    def ask(asker: int) -> None:
+        since_s[asker] = done_s
+        turns.put(asker, asker)
+
+    for asker in range(others + 1):
+        ask(asker)
+    most_s = (others + 2) * (2 * CREDIT_S + 8 * max(costs_ms) / 1000)
+    for number in range(others + 1, 400):
+        asker = turns.take()
+        assert done_s - since_s.pop(asker) <= most_s
+        cost_s = random.choice(costs_ms) / 1000
+        turns.charge(asker, cost_s)
+        done_s += cost_s
+        # The first one always comes back.
+        ask(number if asker and random.random() < new else asker)
+    assert all(done_s - since <= most_s for since in since_s.values())
 
 
 def test_a_job_that_is_not_wanted_any_more_leaves() -> None:
