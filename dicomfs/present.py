@@ -6,7 +6,7 @@ rendered before anybody asks `ahead.py`, what comes in `follow.py`. Knows no FUS
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Final
@@ -58,6 +58,8 @@ class Presenter:
         self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._opened: dict[int, Key] = {}
         """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
+        self.resized: Callable[[Inode], None] = lambda _: None
+        """Called when a picture has another size than was announced: the kernel may believe the old one."""
         self._pools = Pools(tree, index, renditions, workers, quiet_s=quiet_s)
         self._ahead = (
             Ahead(tree, index, renditions, self._pools, self._render_ahead, processes=processes)
@@ -172,7 +174,7 @@ class Presenter:
             )
             data = await self._cache.get(
                 picture.key,
-                lambda: self._render(picture, window, background=background),
+                lambda: self._render(inode, picture, window, background=background),
                 joining=joining,
                 is_use=is_use,
             )
@@ -180,18 +182,32 @@ class Presenter:
             # Rendered by this very call, unless it was in the cache and the renditions have been deleted.
             announced = self._renditions.size(picture.key)
         if announced != len(data):
-            self._announce_anew(picture.key, announced, len(data))
+            self._announce_anew(inode, picture.key, announced, len(data))
         return data
 
-    def _announce_anew(self, key: Key, announced: int | None, size: int) -> None:
+    def _announce_anew(self, inode: Inode, key: Key, announced: int | None, size: int) -> None:
         """Somebody may have been told another size: then this read fails, and the next one is right."""
-        if self._renditions.size(key) != size:
-            self._renditions.announce(key, size, "")
+        self._announce(inode, key, size, "")
         if announced is not None:
+            self._resize(inode)  # here, too: it may have been another mount that has just announced it
             raise RenderFailed(
                 f"original {key.original} frame {key.frame + 1} was announced with {announced} bytes "
                 f"and has {size}: announced anew"
             )
+
+    def _announce(self, inode: Inode, key: Key, size: int, failure: str) -> None:
+        """Note a size, unless it is what was announced."""
+        announced = self._renditions.size(key)
+        if announced == size:
+            return
+        self._renditions.announce(key, size, failure)
+        if announced is not None:
+            self._resize(inode)
+
+    def _resize(self, inode: Inode) -> None:
+        """Somebody may believe another size: told here, since background work raises to nobody."""
+        self._opened.pop(inode.number, None)
+        self.resized(inode)
 
     def failure(self, inode: Inode) -> str:
         """Why a rendered file is a notice instead of a picture; empty when it is one, or is not known yet."""
@@ -252,11 +268,13 @@ class Presenter:
         if effort is Effort.OLD:
             # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
             window = await self._pools.window(picture, background=True)
-            await self._render(picture, window, background=True)
+            await self._render(inode, picture, window, background=True)
         else:
             await self.contents(inode, background=effort is not Effort.WANTED, is_use=False)
 
-    async def _render(self, picture: Picture, window: PoolWindow | None, *, background: bool) -> bytes:
+    async def _render(
+        self, inode: Inode, picture: Picture, window: PoolWindow | None, *, background: bool
+    ) -> bytes:
         kept = await self._kept_on_disk(picture, window)
         if kept is not None:
             return kept
@@ -267,8 +285,7 @@ class Presenter:
             picture.source, picture.recipe, window, background=background, asker=picture.folder
         )
         (self._rendered_ahead if background else self._rendered).note(trio.current_time() - began)
-        if self._renditions.size(picture.key) != len(rendered.data):
-            self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
+        self._announce(inode, picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
             log.warning(
                 "original %d frame %d cannot be displayed: %s",
