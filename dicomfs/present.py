@@ -58,6 +58,8 @@ class Presenter:
         self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._opened: dict[int, Key] = {}
         """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
+        self._hurried: set[Key] = set()
+        """Keys of what is being rendered ahead and somebody waits for by now."""
         self.resized: Callable[[Inode], None] = lambda _: None
         """Called when a picture has another size than was announced: the kernel may believe the old one."""
         self._pools = Pools(tree, index, renditions, workers, quiet_s=quiet_s)
@@ -164,14 +166,8 @@ class Presenter:
             return data
         if data is None:
             window = await self._pools.window(picture, background=background)
-            # It may wait in the queue of those rendered ahead.
-            joining = (
-                None
-                if background
-                else partial(
-                    self._workers.hurry, picture.source, picture.recipe, window, asker=picture.folder
-                )
-            )
+            # It may wait in the queue of those rendered ahead, or for the disk before it gets there.
+            joining = None if background else partial(self._hurry, picture, window)
             data = await self._cache.get(
                 picture.key,
                 lambda: self._render(inode, picture, window, background=background),
@@ -184,6 +180,10 @@ class Presenter:
         if announced != len(data):
             self._announce_anew(inode, picture.key, announced, len(data))
         return data
+
+    def _hurry(self, picture: Picture, window: PoolWindow | None) -> None:
+        self._hurried.add(picture.key)
+        self._workers.hurry(picture.source, picture.recipe, window, asker=picture.folder)
 
     def _announce_anew(self, inode: Inode, key: Key, announced: int | None, size: int) -> None:
         """Somebody may have been told another size: then this read fails, and the next one is right."""
@@ -275,9 +275,20 @@ class Presenter:
     async def _render(
         self, inode: Inode, picture: Picture, window: PoolWindow | None, *, background: bool
     ) -> bytes:
-        kept = await self._kept_on_disk(picture, window)
-        if kept is not None:
-            return kept
+        """From the disk cache, or from a render process."""
+        try:
+            kept = await self._kept_on_disk(picture, window)
+            if kept is not None:
+                return kept
+            # What was begun as background work may have somebody who waits by now, and no job to hurry yet.
+            background = background and picture.key not in self._hurried
+            return await self._have_rendered(inode, picture, window, background=background)
+        finally:
+            self._hurried.discard(picture.key)
+
+    async def _have_rendered(
+        self, inode: Inode, picture: Picture, window: PoolWindow | None, *, background: bool
+    ) -> bytes:
         if self._ahead is not None and not background:
             self._ahead.rendering()
         began = trio.current_time()

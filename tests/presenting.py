@@ -13,6 +13,7 @@ import trio.testing
 
 from dicomfs.archive import Archive
 from dicomfs.cache import Cache
+from dicomfs.diskcache import DiskCache
 from dicomfs.index import Index
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.present import Presenter
@@ -148,6 +149,7 @@ async def showing(
     follow: bool = True,
     frames: int = 1000,
     shown_as: str = "jpg",
+    disk: DiskCache | None = None,
 ) -> AsyncIterator[Shown]:
     index = Index(folder / "index.sqlite3")
     view, renditions = tree(folder, index, formats=(shown_as,), frames=frames)
@@ -162,6 +164,7 @@ async def showing(
         warm=warm,
         quiet_s=QUIET_S,
         processes=processes,
+        disk=disk,
     )
 
     async def note(names: Sequence[tuple[Inode, str]]) -> None:

@@ -1,0 +1,70 @@
+"""Opening pictures, in-process: out of memory, while they are rendered ahead, one after the other."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from dicomfs.diskcache import DiskCache
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.model import PoolWindow
+from dicomfs.renditions import Key
+from dicomfs.tree import Inode
+from tests.presenting import Shown, run, showing, take
+
+IMAGES = 80
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Index]:
+    """The receiver's connection to the index."""
+    with closing(Index(tmp_path / INDEX_NAME, create=True)) as opened:
+        yield opened
+
+
+class SlowDisk:
+    """A disk cache that holds nothing, and takes its time to say so."""
+
+    def __init__(self) -> None:
+        self.answers = trio.Event()
+
+    async def get(self, _: Key, __: PoolWindow | None) -> None:
+        await self.answers.wait()
+
+    def keep(self, _: Key, __: PoolWindow | None, ___: bytes, *, is_use: bool) -> None:
+        pass
+
+
+async def opened(shown: Shown, inode: Inode) -> bytes | None:
+    """As `fuse.py` opens a picture."""
+    data = shown.presenter.at_hand(inode.number)
+    return data if data is not None else await shown.presenter.contents(inode, opening=True)
+
+
+def test_who_waits_for_what_is_looked_for_on_disk_is_served_as_one_who_waits(
+    tmp_path: Path, writer: Index
+) -> None:
+    take(tmp_path, writer, 1, 2, pool="")
+    disk = SlowDisk()
+
+    async def scenario() -> None:
+        async with (
+            showing(tmp_path, follow=False, disk=cast(DiskCache, disk)) as shown,
+            trio.open_nursery() as nursery,
+        ):
+            first, second = shown.entries()
+            for entry in (first, second):
+                nursery.start_soon(partial(shown.presenter.contents, entry.inode, background=True))
+            await trio.sleep(1)
+            nursery.start_soon(opened, shown, second.inode)
+            await trio.sleep(1)
+            assert not shown.painters.jobs
+            disk.answers.set()
+            await trio.sleep(1)
+            assert sorted(shown.painters.jobs) == [(1, True), (2, False)]
+
+    run(scenario)
