@@ -58,6 +58,8 @@ class Presenter:
         self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._opened: dict[int, Key] = {}
         """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
+        self._opened_version = index.data_version()
+        """Of the index: all of `_opened` is true as long as it stays."""
         self._hurried: set[Key] = set()
         """Keys of what is being rendered ahead and somebody waits for by now."""
         self.resized: Callable[[Inode], None] = lambda _: None
@@ -128,11 +130,20 @@ class Presenter:
     def at_hand(self, number: int) -> bytes | None:
         """Bytes of a rendered file, by the number of its inode, that was opened before and is in memory.
 
-        Asks no database, so that opening a file again costs next to nothing. Whoever learns that names
-        change or go calls `forget_opened`.
+        Asks the index only whether anything was committed, so that opening a file again costs next to
+        nothing. Whoever learns that names change in another way calls `forget_opened`.
+        Raises StoreUnavailable.
         """
         key = self._opened.get(number)
-        return None if key is None else self._cache.peek(key)
+        if key is None:
+            return None
+        version = self.index.data_version()
+        if version != self._opened_version:
+            # Something may have been forgotten, of which nobody has been told yet.
+            self.forget_opened()
+            self._opened_version = version
+            return None
+        return self._cache.peek(key)
 
     def forget_opened(self) -> None:
         """Files that were opened before may have gone, or show something else: see `at_hand`."""

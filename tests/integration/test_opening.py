@@ -9,12 +9,15 @@ from typing import cast
 import pytest
 import trio
 
+from dicomfs import forget
+from dicomfs.archive import Archive
 from dicomfs.diskcache import DiskCache
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import PoolWindow
+from dicomfs.removal import Chosen
 from dicomfs.renditions import Key
-from dicomfs.tree import Inode
-from tests.presenting import Shown, run, showing, take
+from dicomfs.tree import Inode, Kind
+from tests.presenting import EXAM, Shown, run, showing, take
 
 IMAGES = 80
 
@@ -43,6 +46,31 @@ async def opened(shown: Shown, inode: Inode) -> bytes | None:
     """As `fuse.py` opens a picture."""
     data = shown.presenter.at_hand(inode.number)
     return data if data is not None else await shown.presenter.contents(inode, opening=True)
+
+
+def test_what_is_forgotten_is_not_opened_out_of_memory(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, pool="")
+    take(tmp_path, writer, 2, pool="", study_uid="2.25.1", study_date="20240102", series_uid="2.25.2")
+
+    async def scenario() -> None:
+        # Nobody follows: as if there was much else to tell before.
+        async with showing(tmp_path, follow=False) as shown:
+            first, other = (
+                entry.inode for exam in (EXAM, Inode(Kind.EXAM, 2, "jpg")) for entry in shown.entries(exam)
+            )
+            for inode in (first, other):
+                for _ in range(2):
+                    data = await opened(shown, inode)
+                assert data is not None
+                assert shown.presenter.at_hand(inode.number) == data
+            chosen = Chosen(exams=frozenset({EXAM.id}))
+            forget.carry_out(Archive(tmp_path), writer, chosen, forget.plan(writer, chosen).token)
+            assert shown.presenter.at_hand(first.number) is None
+            assert await opened(shown, first) is None
+            assert await opened(shown, other) == data
+            assert shown.presenter.at_hand(other.number) == data
+
+    run(scenario)
 
 
 def test_who_waits_for_what_is_looked_for_on_disk_is_served_as_one_who_waits(
