@@ -131,11 +131,11 @@ class Presenter:
         """Bytes of a rendered file, by the number of its inode, that was opened before and is in memory.
 
         Asks the index only whether anything was committed, so that opening a file again costs next to
-        nothing. Whoever learns that names change in another way calls `forget_opened`.
-        Raises StoreUnavailable.
+        nothing. Whoever learns that names change in another way calls `forget_opened`. None also for what
+        was rendered ahead of somebody: `contents` has to see how far he got. Raises StoreUnavailable.
         """
         key = self._opened.get(number)
-        if key is None:
+        if key is None or (self._prefetch is not None and self._prefetch.is_awaited(key)):
             return None
         version = self.index.data_version()
         if version != self._opened_version:

@@ -96,3 +96,26 @@ def test_who_waits_for_what_is_looked_for_on_disk_is_served_as_one_who_waits(
             assert sorted(shown.painters.jobs) == [(1, True), (2, False)]
 
     run(scenario)
+
+
+def test_who_steps_through_a_series_again_does_not_wait_either(tmp_path: Path, writer: Index) -> None:
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, processes=2) as shown:
+            # Less than half of the series can be kept in memory.
+            shown.painters.extra = bytes(30_000)
+            take(tmp_path, writer, *range(1, IMAGES + 1), pool="")
+            await trio.sleep(60)  # all sizes are known
+            inodes = [entry.inode for entry in shown.entries()]
+            for is_again in (False, True, True):
+                shown.painters.jobs.clear()
+                for inode in inodes:
+                    assert await opened(shown, inode)
+                    await trio.sleep(1)
+                if is_again:  # all is rendered again, ahead of him but for the two that show where he goes
+                    assert len(shown.painters.jobs) == IMAGES
+                    assert [original for original, background in shown.painters.jobs if not background] == [
+                        1,
+                        2,
+                    ]
+
+    run(scenario)
