@@ -66,8 +66,8 @@ class Follower:
                 if now_version != version:
                     await self._take_arrivals(changed)
                     version = now_version
-                await self._note_followed()
                 await self._tell_what_left(gone)
+                await self._note_followed()  # last: it alone needs a disk that can be written
                 complaining = False
             except StoreUnavailable as error:
                 if not complaining:

@@ -122,6 +122,7 @@ class Door(pyfuse3.Operations):
         self._presenter = presenter
         self._publisher = publisher
         publisher.stale = self.drop_remembered
+        presenter.resized = self.drop_attributes
         self._tree = presenter.tree
         self._uid = uid
         self._gid = gid
@@ -262,7 +263,7 @@ class Door(pyfuse3.Operations):
         elif (parts := self._inode(inode)).format == STORED:
             handle = await self._open_stored(parts)
         else:
-            data = await self._wanted(ctx, self._contents(parts))
+            data = await self._wanted(ctx, self._presenter.contents(parts, opening=True))
             if data is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             handle = _Handle(data)
@@ -274,16 +275,6 @@ class Door(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE)
         # In a thread: the folder may have to come from a disk that takes its time.
         return _Handle(None, await trio.to_thread.run_sync(_open_whole, *stored))
-
-    async def _contents(self, inode: Inode) -> bytes | None:
-        try:
-            return await self._presenter.contents(inode, opening=True)
-        except RenderFailed:
-            # Its size may have been announced anew: the kernel must not go on believing the old one.
-            # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
-            with contextlib.suppress(OSError):
-                pyfuse3.invalidate_inode(inode.number, attr_only=True)
-            raise
 
     @answered
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
@@ -472,3 +463,9 @@ class Door(pyfuse3.Operations):
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
                 handle.waiting = iter(())
+
+    def drop_attributes(self, inode: Inode) -> None:
+        """A file has another size than was announced: the kernel must not go on believing the old one."""
+        # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
+        with contextlib.suppress(OSError):  # it had forgotten the file
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.number), attr_only=True)

@@ -6,6 +6,7 @@ and `follow.py`, which call it, on one trio thread.
 """
 
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -155,5 +156,12 @@ def _case(picture: Picture) -> tuple[str, str, int]:
 
 
 def _present(sources: Sequence[Source]) -> list[Source]:
-    """Those whose files are there."""
-    return [source for source in sources if source.path.exists()]
+    """Those whose files are there; not those of which the disk would not tell."""
+    return [source for source in sources if _is_there(source.path)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # EIO, ESTALE, EACCES: no picture would come from there, and it may all be over soon
+        return False

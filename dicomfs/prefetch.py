@@ -68,6 +68,10 @@ class Prefetch:
         self._stepping.opened(_Series(picture.folder, blank, by_frame), number)
         self._wanted.unpark_all()
 
+    def is_awaited(self, key: Key) -> bool:
+        """Whether this picture was rendered here and has not been opened yet: `opened` has to be told."""
+        return key in self._fetched
+
     async def run(self) -> None:
         """Render what is wished for until cancelled.
 

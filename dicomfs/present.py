@@ -6,7 +6,7 @@ rendered before anybody asks `ahead.py`, what comes in `follow.py`. Knows no FUS
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Final
@@ -58,6 +58,12 @@ class Presenter:
         self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
         self._opened: dict[int, Key] = {}
         """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
+        self._opened_version = index.data_version()
+        """Of the index: all of `_opened` is true as long as it stays."""
+        self._hurried: set[Key] = set()
+        """Keys of what is being rendered ahead and somebody waits for by now."""
+        self.resized: Callable[[Inode], None] = lambda _: None
+        """Called when a picture has another size than was announced: the kernel may believe the old one."""
         self._pools = Pools(tree, index, renditions, workers, quiet_s=quiet_s)
         self._ahead = (
             Ahead(tree, index, renditions, self._pools, self._render_ahead, processes=processes)
@@ -128,11 +134,20 @@ class Presenter:
     def at_hand(self, number: int) -> bytes | None:
         """Bytes of a rendered file, by the number of its inode, that was opened before and is in memory.
 
-        Asks no database, so that opening a file again costs next to nothing. Whoever learns that names
-        change or go calls `forget_opened`.
+        Asks the index only whether anything was committed, so that opening a file again costs next to
+        nothing. Whoever learns that names change in another way calls `forget_opened`. None also for what
+        was rendered ahead of somebody: `contents` has to see how far he got. Raises StoreUnavailable.
         """
         key = self._opened.get(number)
-        return None if key is None else self._cache.peek(key)
+        if key is None or (self._prefetch is not None and self._prefetch.is_awaited(key)):
+            return None
+        version = self.index.data_version()
+        if version != self._opened_version:
+            # Something may have been forgotten, of which nobody has been told yet.
+            self.forget_opened()
+            self._opened_version = version
+            return None
+        return self._cache.peek(key)
 
     def forget_opened(self) -> None:
         """Files that were opened before may have gone, or show something else: see `at_hand`."""
@@ -166,17 +181,11 @@ class Presenter:
             return data
         if data is None:
             window = await self._pools.window(picture, background=background)
-            # It may wait in the queue of those rendered ahead.
-            joining = (
-                None
-                if background
-                else partial(
-                    self._workers.hurry, picture.source, picture.recipe, window, asker=picture.folder
-                )
-            )
+            # It may wait in the queue of those rendered ahead, or for the disk before it gets there.
+            joining = None if background else partial(self._hurry, picture, window)
             data = await self._cache.get(
                 picture.key,
-                lambda: self._render(picture, window, background=background, is_use=is_use),
+                lambda: self._render(inode, picture, window, background=background, is_use=is_use),
                 joining=joining,
                 is_use=is_use,
             )
@@ -184,18 +193,36 @@ class Presenter:
             # Rendered by this very call, unless it was in the cache and the renditions have been deleted.
             announced = self._renditions.size(picture.key)
         if announced != len(data):
-            self._announce_anew(picture.key, announced, len(data))
+            self._announce_anew(inode, picture.key, announced, len(data))
         return data
 
-    def _announce_anew(self, key: Key, announced: int | None, size: int) -> None:
+    def _hurry(self, picture: Picture, window: PoolWindow | None) -> None:
+        self._hurried.add(picture.key)
+        self._workers.hurry(picture.source, picture.recipe, window, asker=picture.folder)
+
+    def _announce_anew(self, inode: Inode, key: Key, announced: int | None, size: int) -> None:
         """Somebody may have been told another size: then this read fails, and the next one is right."""
-        if self._renditions.size(key) != size:
-            self._renditions.announce(key, size, "")
+        self._announce(inode, key, size, "")
         if announced is not None:
+            self._resize(inode)  # here, too: it may have been another mount that has just announced it
             raise RenderFailed(
                 f"original {key.original} frame {key.frame + 1} was announced with {announced} bytes "
                 f"and has {size}: announced anew"
             )
+
+    def _announce(self, inode: Inode, key: Key, size: int, failure: str) -> None:
+        """Note a size, unless it is what was announced."""
+        announced = self._renditions.size(key)
+        if announced == size:
+            return
+        self._renditions.announce(key, size, failure)
+        if announced is not None:
+            self._resize(inode)
+
+    def _resize(self, inode: Inode) -> None:
+        """Somebody may believe another size: told here, since background work raises to nobody."""
+        self._opened.pop(inode.number, None)
+        self.resized(inode)
 
     def failure(self, inode: Inode) -> str:
         """Why a rendered file is a notice instead of a picture; empty when it is one, or is not known yet."""
@@ -256,12 +283,13 @@ class Presenter:
         if effort is Effort.OLD:
             # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
             window = await self._pools.window(picture, background=True)
-            await self._render(picture, window, background=True, is_use=False, is_kept=False)
+            await self._render(inode, picture, window, background=True, is_use=False, is_kept=False)
         else:
             await self.contents(inode, background=effort is not Effort.WANTED, is_use=False)
 
     async def _render(
         self,
+        inode: Inode,
         picture: Picture,
         window: PoolWindow | None,
         *,
@@ -269,10 +297,32 @@ class Presenter:
         is_use: bool,
         is_kept: bool = True,
     ) -> bytes:
-        """`is_kept`: on disk, too; what is rendered for its size alone must not push out what is used."""
-        kept = await self._kept_on_disk(picture, window, is_use=is_use)
-        if kept is not None:
-            return kept
+        """From the disk cache, or from a render process.
+
+        `is_kept`: on disk, too; what is rendered for its size alone must not push out what is used.
+        """
+        try:
+            kept = await self._kept_on_disk(picture, window, is_use=is_use)
+            if kept is not None:
+                return kept
+            # What was begun as background work may have somebody who waits by now, and no job to hurry yet.
+            background = background and picture.key not in self._hurried
+            return await self._have_rendered(
+                inode, picture, window, background=background, is_use=is_use, is_kept=is_kept
+            )
+        finally:
+            self._hurried.discard(picture.key)
+
+    async def _have_rendered(
+        self,
+        inode: Inode,
+        picture: Picture,
+        window: PoolWindow | None,
+        *,
+        background: bool,
+        is_use: bool,
+        is_kept: bool,
+    ) -> bytes:
         if self._ahead is not None and not background:
             self._ahead.rendering()
         began = trio.current_time()
@@ -280,8 +330,7 @@ class Presenter:
             picture.source, picture.recipe, window, background=background, asker=picture.folder
         )
         (self._rendered_ahead if background else self._rendered).note(trio.current_time() - began)
-        if self._renditions.size(picture.key) != len(rendered.data):
-            self._renditions.announce(picture.key, len(rendered.data), rendered.failure or "")
+        self._announce(inode, picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
             log.warning(
                 "original %d frame %d cannot be displayed: %s",

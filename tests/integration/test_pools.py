@@ -1,6 +1,7 @@
 """Pools that grow: readers go on with the bytes they have, the name gets a new inode, all mounts agree."""
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -11,7 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pyfuse3
@@ -293,6 +294,44 @@ def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, wri
             with pytest.raises(RenderFailed):
                 await shown.presenter.contents(shown.entries()[0].inode)
             assert shown.renditions.version("1:p", "auto") == 0
+
+    run(scenario)
+
+
+def test_original_that_the_disk_does_not_give_counts_as_lost(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
+) -> None:
+    take(tmp_path, writer, 1, 2, 3)
+    status = os.stat
+    failing: list[str] = []
+
+    def failing_stat(path: Path, **options: Any) -> os.stat_result:
+        if Path(path).name in failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return status(path, **options)
+
+    def archived(original: int) -> str:
+        row = writer.image(original)
+        assert row is not None
+        return Archive(tmp_path).path(row.hash, row.original).name
+
+    async def scenario() -> None:
+        async with showing(tmp_path) as shown:
+            monkeypatch.setattr(os, "stat", failing_stat)
+            failing.append(archived(1))
+            assert await shown.presenter.contents(shown.entries()[1].inode)
+            assert len(shown.painters.seen) == 2
+            # While nothing can be had at all, what follows the index in the background goes on trying.
+            shown.painters.window = window(200.0)
+            take(tmp_path, writer, 4)
+            failing.extend(map(archived, (2, 3, 4)))
+            await trio.sleep(5 * QUIET_S)
+            assert {entry.inode.version for entry in shown.entries()} == {1}
+            assert expected_warnings
+            failing.clear()
+            await trio.sleep(3 * QUIET_S)
+            assert {entry.inode.version for entry in shown.entries()} == {2}
+            assert len(shown.painters.seen) == 4
 
     run(scenario)
 

@@ -5,14 +5,16 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dicomfs.tree import Inode
 from tests.made import data_set, save
 from tests.support import (
     Running,
@@ -27,6 +29,8 @@ from tests.support import (
 IMAGES = 24
 JOINED = r"\bjoined=([0-9]+)"
 """Asks for a picture that was being produced for somebody else."""
+KEPT = r"\bitems=([0-9]+)"
+"""Pictures in memory."""
 WAITING = r"\bwaiting=([0-9]+)"
 RUNNING = r"\brunning=([0-9]+)"
 """Jobs of the render processes."""
@@ -197,6 +201,33 @@ def test_the_next_pictures_of_a_series_are_ready_before_they_are_opened(store: P
         for number in (7, 6):
             assert it.path(number).read_bytes() == expected[number]
         wait_until(lambda: it.done == before + 10, "all to the first of the series")
+
+
+def test_a_size_that_was_wrong_is_not_believed_any_longer(store: Path) -> None:
+    with mount(store, "warm=off") as it:
+        expected = {number: it.path(number).read_bytes() for number in it.paths}
+        inodes = {number: Inode.of(path.stat().st_ino) for number, path in it.paths.items()}
+    wrong = {20: -100, 7: -100, 6: 100}
+    with closing(sqlite3.connect(store / "renditions.sqlite3")) as renditions:
+        for number, change in wrong.items():
+            inode = inodes[number]
+            assert inode is not None
+            where = (change, inode.id)
+            renditions.execute("UPDATE sizes SET size = size + ? WHERE original = ?", where)
+        renditions.commit()
+    with mount(store, "workers=2") as it:
+        for number, change in wrong.items():
+            assert it.path(number).stat().st_size == len(expected[number]) + change
+        # Found out by whoever opens it, or by what is rendered ahead of him who steps through the series.
+        with pytest.raises(OSError, match="Input/output error"):
+            it.path(20).read_bytes()
+        for number in (10, 9, 8):
+            it.path(number).read_bytes()
+        wait_until(lambda: it.figure(KEPT) == 8, "the four before the last that was opened")
+        for number in wrong:
+            with it.path(number).open("rb") as file:
+                assert os.fstat(file.fileno()).st_size == len(expected[number])
+                assert file.read() == expected[number]
 
 
 def test_opened_again_nothing_is_asked_of_anybody(it: Mount) -> None:

@@ -1,5 +1,6 @@
 """A view that goes back so many days, while days pass: what is too old goes, and the kernel is told."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ import trio
 import trio.testing
 
 from dicomfs.cache import Cache
+from dicomfs.errors import StoreUnavailable
 from dicomfs.gate import Gate
 from dicomfs.index import Index
 from dicomfs.model import Header
 from dicomfs.present import Presenter
+from dicomfs.renditions import Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Layout
 from dicomfs.tree import Disappearance, Inode, Tree
@@ -43,6 +46,31 @@ OLD, NEW, OTHER = exam(1, "20240101"), exam(2, "20240201"), exam(3, "20240101", 
 
 def names(shown: Tree) -> list[str]:
     return [path for path, entry in walk(shown).items() if entry.is_folder]
+
+
+def pass_a_day(calendar: Calendar, shown: Tree, index: Index, renditions: Renditions) -> list[str]:
+    """Follow the index until 2 February 2024; paths that the kernel is told to have gone."""
+    heard: list[str] = []
+
+    async def changed(pairs: Sequence[tuple[Inode, str]]) -> None:
+        raise AssertionError(pairs)
+
+    async def gone(left: Sequence[Disappearance]) -> None:
+        heard.extend("/".join(entry.name for entry in old.way) for old in left)
+
+    async def follow() -> None:
+        cache: Cache[Any, bytes] = Cache(1, len)
+        presenter = Presenter(shown, index, renditions, cast(Any, None), cache, warm=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(presenter.follow, changed, gone)
+            await trio.sleep(10)
+            assert not heard
+            calendar.today = date(2024, 2, 2)
+            await trio.sleep(10)
+            nursery.cancel_scope.cancel()
+
+    trio.run(follow, clock=trio.testing.MockClock(autojump_threshold=0.01))
+    return heard
 
 
 @pytest.mark.parametrize(
@@ -78,26 +106,7 @@ def test_an_exam_leaves_the_window_and_the_kernel_is_told(
         with closing(renditions):
             assert names(shown) == before
             root_before = shown.entry(shown.root)
-            heard: list[str] = []
-
-            async def changed(pairs: Sequence[tuple[Inode, str]]) -> None:
-                raise AssertionError(pairs)
-
-            async def gone(left: Sequence[Disappearance]) -> None:
-                heard.extend("/".join(entry.name for entry in old.way) for old in left)
-
-            async def pass_a_day() -> None:
-                cache: Cache[Any, bytes] = Cache(1, len)
-                presenter = Presenter(shown, index, renditions, cast(Any, None), cache, warm=False)
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(presenter.follow, changed, gone)
-                    await trio.sleep(10)
-                    assert not heard
-                    calendar.today = date(2024, 2, 2)
-                    await trio.sleep(10)
-                    nursery.cancel_scope.cancel()
-
-            trio.run(pass_a_day, clock=trio.testing.MockClock(autojump_threshold=0.01))
+            heard = pass_a_day(calendar, shown, index, renditions)
             assert names(shown) == after
             assert heard == told
             for path in set(before) - set(after):
@@ -108,6 +117,23 @@ def test_an_exam_leaves_the_window_and_the_kernel_is_told(
             assert root_before is not None
             assert root_after is not None
             assert root_after.modified > root_before.modified
+
+
+def test_the_kernel_is_told_although_renditions_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
+) -> None:
+    calendar = Calendar(date(2024, 2, 1))
+
+    def full(*_: object) -> None:
+        raise StoreUnavailable("disk full")
+
+    with closing(Index(tmp_path / "index.sqlite3", create=True)) as index:
+        add(index, OLD, NEW, received=RECEIVED)
+        shown, renditions = tree(tmp_path, index, since=Since("31d"), today=calendar)
+        monkeypatch.setattr(renditions, "note_followed", full)
+        with closing(renditions):
+            assert pass_a_day(calendar, shown, index, renditions) == ["Doe Jane/2024-01-01"]
+    assert len(expected_warnings) == 1  # and not one for each look
 
 
 def test_a_returning_patient_is_hidden_until_it_is_published(tmp_path: Path) -> None:

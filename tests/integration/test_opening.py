@@ -1,0 +1,121 @@
+"""Opening pictures, in-process: out of memory, while they are rendered ahead, one after the other."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+
+from dicomfs import forget
+from dicomfs.archive import Archive
+from dicomfs.diskcache import DiskCache
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.model import PoolWindow
+from dicomfs.removal import Chosen
+from dicomfs.renditions import Key
+from dicomfs.tree import Inode, Kind
+from tests.presenting import EXAM, Shown, run, showing, take
+
+IMAGES = 80
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Index]:
+    """The receiver's connection to the index."""
+    with closing(Index(tmp_path / INDEX_NAME, create=True)) as opened:
+        yield opened
+
+
+class SlowDisk:
+    """A disk cache that holds nothing, and takes its time to say so."""
+
+    def __init__(self) -> None:
+        self.answers = trio.Event()
+
+    async def get(self, _: Key, __: PoolWindow | None) -> None:
+        await self.answers.wait()
+
+    def keep(self, _: Key, __: PoolWindow | None, ___: bytes, *, is_use: bool) -> None:
+        pass
+
+
+async def opened(shown: Shown, inode: Inode) -> bytes | None:
+    """As `fuse.py` opens a picture."""
+    data = shown.presenter.at_hand(inode.number)
+    return data if data is not None else await shown.presenter.contents(inode, opening=True)
+
+
+def test_what_is_forgotten_is_not_opened_out_of_memory(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, pool="")
+    take(tmp_path, writer, 2, pool="", study_uid="2.25.1", study_date="20240102", series_uid="2.25.2")
+
+    async def scenario() -> None:
+        # Nobody follows: as if there was much else to tell before.
+        async with showing(tmp_path, follow=False) as shown:
+            first, other = (
+                entry.inode for exam in (EXAM, Inode(Kind.EXAM, 2, "jpg")) for entry in shown.entries(exam)
+            )
+            for inode in (first, other):
+                for _ in range(2):
+                    data = await opened(shown, inode)
+                assert data is not None
+                assert shown.presenter.at_hand(inode.number) == data
+            chosen = Chosen(exams=frozenset({EXAM.id}))
+            forget.carry_out(Archive(tmp_path), writer, chosen, forget.plan(writer, chosen).token)
+            assert shown.presenter.at_hand(first.number) is None
+            assert await opened(shown, first) is None
+            assert await opened(shown, other) == data
+            assert shown.presenter.at_hand(other.number) == data
+
+    run(scenario)
+
+
+def test_who_waits_for_what_is_looked_for_on_disk_is_served_as_one_who_waits(
+    tmp_path: Path, writer: Index
+) -> None:
+    take(tmp_path, writer, 1, 2, pool="")
+    disk = SlowDisk()
+
+    async def scenario() -> None:
+        async with (
+            showing(tmp_path, follow=False, disk=cast(DiskCache, disk)) as shown,
+            trio.open_nursery() as nursery,
+        ):
+            first, second = shown.entries()
+            for entry in (first, second):
+                nursery.start_soon(partial(shown.presenter.contents, entry.inode, background=True))
+            await trio.sleep(1)
+            nursery.start_soon(opened, shown, second.inode)
+            await trio.sleep(1)
+            assert not shown.painters.jobs
+            disk.answers.set()
+            await trio.sleep(1)
+            assert sorted(shown.painters.jobs) == [(1, True), (2, False)]
+
+    run(scenario)
+
+
+def test_who_steps_through_a_series_again_does_not_wait_either(tmp_path: Path, writer: Index) -> None:
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, processes=2) as shown:
+            # Less than half of the series can be kept in memory.
+            shown.painters.extra = bytes(30_000)
+            take(tmp_path, writer, *range(1, IMAGES + 1), pool="")
+            await trio.sleep(60)  # all sizes are known
+            inodes = [entry.inode for entry in shown.entries()]
+            for is_again in (False, True, True):
+                shown.painters.jobs.clear()
+                for inode in inodes:
+                    assert await opened(shown, inode)
+                    await trio.sleep(1)
+                if is_again:  # all is rendered again, ahead of him but for the two that show where he goes
+                    assert len(shown.painters.jobs) == IMAGES
+                    assert [original for original, background in shown.painters.jobs if not background] == [
+                        1,
+                        2,
+                    ]
+
+    run(scenario)
