@@ -35,7 +35,7 @@ class SlowDisk:
     def __init__(self) -> None:
         self.answers = trio.Event()
 
-    async def get(self, _: Key, __: PoolWindow | None, *, is_use: bool) -> None:
+    async def get(self, _: Key, __: PoolWindow | None, **___: bool) -> None:
         await self.answers.wait()
 
     def keep(self, _: Key, __: PoolWindow | None, ___: bytes, *, is_use: bool) -> None:
