@@ -1012,6 +1012,7 @@ class Index:
         """
 
         def fetch(modality: str) -> list[str]:
+            """Dates of one modality: one step through its index for each, and not for each exam."""
             of = {"modality": modality, **_limits(selection)}
             found = []
             if after is None and self._row(_IN_DAY, date="", **of) is not None:
