@@ -519,6 +519,25 @@ def test_who_has_to_wait_is_synced_before_its_turn_and_who_has_not_with_its_name
     assert [step for step in steps if step[1] == b] == [("sync", b), ("name", b)]
 
 
+def test_closing_waits_for_who_commits_for_himself(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        ingest = Ingest.open(tmp_path)
+        blocker = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        taken = threads.submit(take, ingest, image(1))
+        wait_until(ingest._turn.locked, "somebody commits")
+        closed = threads.submit(ingest.close)
+        wait_until(lambda: not ingest._committer.is_alive(), "the committer has ended")
+        assert not closed.done()
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert taken.result(30).stored is Stored.NEW
+        closed.result(30)
+        with pytest.raises(StoreUnavailable, match="being closed"):
+            take(ingest, image(2))
+    assert numbers(tmp_path) == [1]
+
+
 def test_folder_made_by_somebody_who_was_killed_is_made_durable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
