@@ -14,20 +14,23 @@ import functools
 import logging
 import os
 import stat
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
 
 from dicomfs.callers import Callers
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
+from dicomfs.pages import Pages
 from dicomfs.present import Presenter
 from dicomfs.publish import Act, Publisher, Step
-from dicomfs.tree import STORED, Entry, Inode, Listed
+from dicomfs.tree import STORED, Entry, Inode
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +40,12 @@ LONG_S: Final = 3600.0
 FOLDER_S: Final = 1.0
 """For the times of folders: arrivals change them."""
 _PAGE: Final = 500
+_FIRST_PAGE: Final = 100
+"""Somebody waits for it, and has nothing to do meanwhile."""
+_BEHIND: Final = 2 * _PAGE
+"""Names of an open folder that are kept when they have been handed out: more than an answer of smbd has."""
+_NAMES_KEPT: Final = 20_000
+"""Of folders that were listed; each takes some 500 bytes."""
 _NAME_BYTES: Final = 255
 _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
@@ -85,13 +94,63 @@ def answered(
     return wrapped
 
 
+class _Name(NamedTuple):
+    """One entry of a folder, as the kernel wants it; in the order of cookies."""
+
+    name: bytes
+    attributes: pyfuse3.EntryAttributes
+    cookie: int
+
+
+_cookie = attrgetter("cookie")
+
+
 @dataclass(slots=True)
 class _Listing:
-    """An open folder: what was fetched and not yet handed out."""
+    """An open folder: what was fetched of it, a part of which may have been handed out."""
 
     inode: Inode
-    next_cookie: int = 0
-    waiting: Iterator[Listed] = field(default_factory=lambda: iter(()))
+    after: int = 0
+    """Cookie in front of what was fetched."""
+    fetched: list[_Name] = field(default_factory=list)
+    place: int = 0
+    """So many of these have been handed out."""
+
+    @property
+    def waiting(self) -> int:
+        """How many are fetched and not handed out."""
+        return len(self.fetched) - self.place
+
+    @property
+    def through(self) -> int:
+        """Cookie of what was fetched last."""
+        return self.fetched[-1].cookie if self.fetched else self.after
+
+    def seek(self, cookie: int) -> None:
+        """Go on after a cookie; smbd goes back to the name at which its last answer was full."""
+        at = bisect_left(self.fetched, cookie, key=_cookie)
+        if at < len(self.fetched) and self.fetched[at].cookie == cookie:
+            self.place = at + 1
+        elif cookie == self.after:
+            self.place = 0
+        else:
+            self.after, self.place = cookie, 0
+            self.fetched.clear()
+
+    def take(self, page: Sequence[_Name]) -> None:
+        """What comes next; of what was handed out long ago nothing is kept."""
+        if self.place > _BEHIND:
+            gone = self.place - _BEHIND
+            self.after = self.fetched[gone - 1].cookie
+            del self.fetched[:gone]
+            self.place = _BEHIND
+        self.fetched += page
+
+    def drop(self) -> None:
+        """Fetch anew what is not handed out yet."""
+        self.after = self.fetched[self.place - 1].cookie if self.place else self.after
+        self.place = 0
+        self.fetched.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +191,12 @@ class Door(pyfuse3.Operations):
         self.asked: Counter[str] = Counter()
         """Requests so far, by handler; for the log."""
         self.callers = Callers()
+        self._pages: Pages[_Name] = Pages(_NAMES_KEPT)
         self._handles: dict[int, _Handle | _Listing] = {}
         self._last_handle = 0
+        self._reading: dict[int, None] = {}
+        """Handles of folders whose next page is to be fetched."""
+        self._readers = trio.lowlevel.ParkingLot()
 
     # Attributes
 
@@ -198,7 +261,7 @@ class Door(pyfuse3.Operations):
             size = await self._wanted(ctx, self._presenter.size(parts))
             if size is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
-            entry = replace(entry, size=size)
+            entry = entry._replace(size=size)
         else:
             self._presenter.seen(parts)
         return self._attributes(entry)
@@ -227,26 +290,63 @@ class Door(pyfuse3.Operations):
         listing = self._handles[fh]
         assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
         self._presenter.seen(listing.inode)
-        if start_id != listing.next_cookie:
-            listing.waiting = iter(())
-            listing.next_cookie = start_id
+        listing.seek(start_id)
+        has_some = False
+        # Whoever has some names is busy with them, and what has to be fetched is fetched meanwhile.
+        while listing.waiting or self._fetch(listing, only_kept=has_some):
+            has_some = True
+            for name, attributes, cookie in listing.fetched[listing.place :]:
+                if not pyfuse3.readdir_reply(token, name, attributes, cookie):
+                    break
+                listing.place += 1
+            else:
+                continue
+            break
+        if has_some and listing.waiting < _PAGE:
+            self._reading[fh] = None
+            self._readers.unpark_all()
+
+    def _fetch(self, listing: _Listing, *, only_kept: bool = False) -> bool:
+        """One page more, with `only_kept` if it is at hand; False at the end of the folder.
+
+        Raises StoreUnavailable.
+        """
+        page = self._page(listing.inode, listing.through, only_kept=only_kept)
+        listing.take(page)
+        return bool(page)
+
+    async def read_ahead(self) -> None:
+        """Fetch next pages of open folders while those who list them are busy with what they have.
+
+        *Cancellation*: at any time.
+        """
         while True:
-            page = list(listing.waiting) or list(
-                self._tree.listing(listing.inode, listing.next_cookie, _PAGE)
-            )
-            if not page:
-                return
-            for place, item in enumerate(page):
-                name = item.entry.name.encode()
-                if not pyfuse3.readdir_reply(token, name, self._attributes(item.entry), item.cookie):
-                    listing.waiting = iter(page[place:])
-                    return
-                listing.next_cookie = item.cookie
-            listing.waiting = iter(())
+            if not self._reading:
+                await self._readers.park()
+                continue
+            fh, _ = self._reading.popitem()
+            listing = self._handles.get(fh)
+            if isinstance(listing, _Listing):
+                with contextlib.suppress(StoreUnavailable):  # who goes on is told
+                    self._fetch(listing)
+            await trio.lowlevel.checkpoint()
+
+    def _page(self, folder: Inode, after: int, *, only_kept: bool) -> Sequence[_Name]:
+        """Entries of a folder after a cookie, some of them; none at the end. Raises StoreUnavailable."""
+        version = self._tree.version()
+        page = self._pages.get(folder, after, version)
+        if page is not None or only_kept:
+            return page or ()
+        listed = list(self._tree.listing(folder, after, _PAGE if after else _FIRST_PAGE))
+        page = [_Name(it.entry.name.encode(), self._attributes(it.entry), it.cookie) for it in listed]
+        if all(it.entry.size is not None for it in listed):
+            self._pages.keep(folder, after, page)
+        return page
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """End a listing."""
         del self._handles[fh]
+        self._reading.pop(fh, None)
 
     # Files
 
@@ -460,12 +560,14 @@ class Door(pyfuse3.Operations):
         before may be gone.
         """
         self._presenter.forget_opened()
+        self._pages.clear()
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
-                handle.waiting = iter(())
+                handle.drop()
 
     def drop_attributes(self, inode: Inode) -> None:
         """A file has another size than was announced: the kernel must not go on believing the old one."""
+        self._pages.clear()
         # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
         with contextlib.suppress(OSError):  # it had forgotten the file
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.number), attr_only=True)

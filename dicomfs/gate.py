@@ -26,6 +26,8 @@ class Gate:
 
     def __init__(self, through: int = EVERYTHING) -> None:
         self._through = Mark(through)
+        self.moves = 0
+        """How often it was moved: while this stays, the same is shown."""
         self._ahead: dict[Hashable, Mark] = {}
         """Ranks that are further than the rest: one sequence number is being published, name after name."""
 
@@ -42,8 +44,10 @@ class Gate:
         """Show names of this rank through a mark. What is shown stays shown."""
         if mark > self.mark(rank):
             self._ahead[rank] = mark
+            self.moves += 1
 
     def settle(self, sequence: int) -> None:
         """Show names of every rank through a sequence number. What is shown stays shown."""
+        self.moves += 1
         self._through = max(self._through, Mark(sequence))
         self._ahead = {rank: mark for rank, mark in self._ahead.items() if mark > self._through}

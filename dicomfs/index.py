@@ -13,11 +13,11 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 from urllib.parse import quote
 
 from sqlalchemy import (
@@ -32,6 +32,7 @@ from sqlalchemy import (
     exc,
     func,
     insert,
+    literal,
     literal_column,
     select,
     tuple_,
@@ -111,8 +112,28 @@ class DayRow:
     """As `PatientRow.updated`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImageRow:
+class NameRow(NamedTuple):
+    """One instance with what a listing of rendered files needs: nothing of its original is read for it."""
+
+    id: int
+    label: str
+    series_number: int
+    number: int
+    suffix: str
+    frames: int
+    shows: int
+    """`PICTURES`, `PDF`, both or neither."""
+    modality: str
+    """Of its series."""
+    pool: str
+    modified: float
+    original: int
+    """The one that it shows."""
+    size: int
+    """Bytes of its data set; 0 when they were not asked for."""
+
+
+class ImageRow(NamedTuple):
     """One instance with what its file names, sizes and times need."""
 
     id: int
@@ -401,19 +422,36 @@ _EXAMS_BETWEEN = (
     .order_by(exams.c.day, exams.c.id)
     .limit(bindparam("most"))
 )
-_IMAGE_PAGE = Statement(
-    _IMAGE.where(
-        instances.c.exam == bindparam("exam"),
-        instances.c.id.between(bindparam("first"), bindparam("through")),
+_NAME = (
+    select(
+        instances.c.id,
+        series.c.label,
+        series.c.number.label("series_number"),
+        instances.c.number,
+        instances.c.suffix,
+        instances.c.frames,
+        instances.c.shows,
+        series.c.modality,
+        instances.c.pool,
+        instances.c.modified,
+        instances.c.shown.label("original"),
     )
-    .order_by(instances.c.id)
+    .join(series, series.c.id == instances.c.series)
+    .where(
+        instances.c.exam == bindparam("exam"),
+        instances.c.id.between(bindparam("first"), bindparam("last")),
+    )
     .limit(bindparam("most"))
 )
-_IMAGE_PAGE_BACK = (
-    _IMAGE.where(instances.c.exam == bindparam("exam"), instances.c.id <= bindparam("last"))
-    .order_by(instances.c.id.desc())
-    .limit(bindparam("most"))
-)
+_NAME_UNSIZED = _NAME.add_columns(literal(0).label("size"))
+_NAME_SIZED = _NAME.add_columns(originals.c.size).join(originals, originals.c.id == instances.c.shown)
+_NAME_PAGE = {
+    (is_sized, is_back): Statement(
+        name.order_by(instances.c.id.desc() if is_back else instances.c.id.asc()), NameRow
+    )
+    for is_sized, name in ((False, _NAME_UNSIZED), (True, _NAME_SIZED))
+    for is_back in (False, True)
+}
 _INSTANCES_BEFORE = (
     select(instances.c.id)
     .where(instances.c.id < bindparam("before"))
@@ -549,6 +587,19 @@ def _limits(selection: Selection) -> dict[str, Any]:
 
 def _image(row: Any) -> ImageRow:
     return ImageRow(*row)  # as they are selected
+
+
+def _taken(rows: Iterable[NameRow], selection: Selection) -> list[NameRow]:
+    """Those of a selection; asked once for all of a kind, since a page is waited for."""
+    taken: dict[tuple[str, int], bool] = {}
+    found: list[NameRow] = []
+    for row in rows:
+        kind = row.modality, row.shows
+        if (takes := taken.get(kind)) is None:
+            takes = taken[kind] = selection.takes(*kind)
+        if takes:
+            found.append(row)
+    return found
 
 
 FOREIGN: Final = frozenset({sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR})
@@ -1046,24 +1097,33 @@ class Index:
             for row in rows
         )
 
-    def image_page(self, exam: int, first: int, most: int, selection: Selection) -> list[ImageRow]:
-        """Instances of an exam with an id of at least `first` that are such, in order of id."""
-        page: list[ImageRow] = []
+    def name_page(
+        self, exam: int, first: int, most: int, selection: Selection, *, sized: bool
+    ) -> list[NameRow]:
+        """Instances of an exam with an id of at least `first` that are such, in order of id.
+
+        `sized`: with the sizes of their data sets.
+        """
+        page: list[NameRow] = []
+        statement = _NAME_PAGE[sized, False]
         while len(page) < most:
-            rows = self._rows(_IMAGE_PAGE, exam=exam, first=first, most=most, through=selection.through)
-            page += [_image(row) for row in rows if selection.takes(row.modality, row.shows)]
+            rows = self._rows(statement, exam=exam, first=first, last=selection.through, most=most)
+            page += _taken(rows, selection)
             if len(rows) < most:
                 break
             first = rows[-1].id + 1
         return page[:most]
 
-    def image_page_back(self, exam: int, last: int, most: int, selection: Selection) -> list[ImageRow]:
+    def name_page_back(
+        self, exam: int, last: int, most: int, selection: Selection, *, sized: bool
+    ) -> list[NameRow]:
         """Instances of an exam with an id of at most `last` that are such, the newest first."""
-        page: list[ImageRow] = []
+        page: list[NameRow] = []
+        statement = _NAME_PAGE[sized, True]
         last = min(last, selection.through)
         while len(page) < most:
-            rows = self._rows(_IMAGE_PAGE_BACK, exam=exam, last=last, most=most)
-            page += [_image(row) for row in rows if selection.takes(row.modality, row.shows)]
+            rows = self._rows(statement, exam=exam, first=0, last=last, most=most)
+            page += _taken(rows, selection)
             if len(rows) < most:
                 break
             last = rows[-1].id - 1

@@ -9,7 +9,7 @@ file names back with `parse_file_name`.
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # The budget of a path, in UTF-16 units, since that is what Windows counts: its ordinary API takes 259.
 #   40  `\\server\share\`, such as `\\radiology-fs.hospital.example\imaging\`
@@ -83,8 +83,7 @@ _FILE_NAME = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class FileName:
+class FileName(NamedTuple):
     """The parts of `Series_Number_Image (suffix)_Frame.ext`."""
 
     series: str
@@ -198,14 +197,17 @@ def file_name(name: FileName, pad: int = 0) -> str:
 
     Numbers are filled up to `pad` digits with zeros.
     """
-    suffix = f" ({name.suffix})" if name.suffix else ""
-    frame = f"_{_number(name.frame, pad)}" if name.frame else ""
-    numbers = f"{_number(name.series_number, pad)}_{_number(name.instance_number, pad)}"
-    return f"{name.series}_{numbers}{suffix}{frame}.{name.extension}"
+    series, series_number, instance_number, suffix, frame, extension = name
+    text = f"{series}_{_number(series_number, pad)}_{_number(instance_number, pad)}"
+    if suffix:
+        text += f" ({suffix})"
+    if frame:
+        text += f"_{_number(frame, pad)}"
+    return f"{text}.{extension}"
 
 
 def _number(value: int, pad: int) -> str:
-    return f"{'-' if value < 0 else ''}{abs(value):0{pad}}"
+    return f"{'-' if value < 0 else ''}{abs(value):0{pad}}" if pad else str(value)
 
 
 def parse_file_name(text: str, pad: int = 0) -> FileName | None:

@@ -7,7 +7,6 @@ Called by `present.py`, on trio's thread.
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Final, NamedTuple
 
 import trio
@@ -63,7 +62,7 @@ class Prefetch:
         self._fetched.pop(picture.key, None)
         name = picture.name
         by_frame = bool(name.frame)
-        blank = replace(name, frame=0) if by_frame else replace(name, instance_number=0)
+        blank = name._replace(frame=0) if by_frame else name._replace(instance_number=0)
         number = name.frame if by_frame else name.instance_number
         self._stepping.opened(_Series(picture.folder, blank, by_frame), number)
         self._wanted.unpark_all()
@@ -95,7 +94,7 @@ class Prefetch:
 
     async def _fetch(self, series: _Series, number: int) -> None:
         name = series.name
-        name = replace(name, frame=number) if series.by_frame else replace(name, instance_number=number)
+        name = name._replace(frame=number) if series.by_frame else name._replace(instance_number=number)
         inode = self._tree.beside(series.folder, name)
         picture = self._tree.picture(inode) if inode is not None else None
         if inode is None or picture is None:

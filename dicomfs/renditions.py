@@ -130,16 +130,24 @@ _OF_FRAMES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.si
     sizes.c.recipe == bindparam("recipe"),
     sizes.c.frame.between(bindparam("first"), bindparam("last")),
 )
-_SIZES = _OF_FRAMES.where(sizes.c.original.in_(bindparam("originals", expanding=True)))
+# As JSON: one statement, however many they are.
+_SIZES = Statement(
+    _OF_FRAMES.where(
+        sizes.c.original.in_(select(func.json_each(bindparam("originals")).table_valued("value").c.value))
+    )
+)
 _SIZES_OF_ONE = Statement(_OF_FRAMES.where(sizes.c.original == bindparam("original")))
 _VERSION = Statement(
     select(func.max(pools.c.version).label("latest")).where(
         pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
     )
 )
-_VERSIONS = (
-    select(pools.c.pool, func.max(pools.c.version))
-    .where(pools.c.pool.in_(bindparam("pools", expanding=True)), pools.c.policy == bindparam("policy"))
+_VERSIONS = Statement(
+    select(pools.c.pool, func.max(pools.c.version).label("latest"))
+    .where(
+        pools.c.pool.in_(select(func.json_each(bindparam("pools")).table_valued("value").c.value)),
+        pools.c.policy == bindparam("policy"),
+    )
     .group_by(pools.c.pool)
 )
 _DECISION = Statement(
@@ -320,12 +328,12 @@ class Renditions:
             return {}
         first, last = frames
         of = {"recipe": recipe, "first": first, "last": last}
-        if len(originals) == 1:
-            with _translated():
+        with _translated():
+            if len(originals) == 1:
                 rows = _SIZES_OF_ONE.all(self._driver, original=originals[0], **of)
-        else:
-            rows = self._all(_SIZES, {"originals": list(originals), **of})
-        found = {(row.original, row.frame, row.version): row.size for row in rows}
+            else:
+                rows = _SIZES.all(self._driver, originals=json.dumps(list(originals)), **of)
+        found = {(original, frame, version): size for original, frame, version, size in rows}
         if self._unrecorded:
             wanted = set(originals)
             for key, (size, _) in self._unrecorded.items():
@@ -422,8 +430,14 @@ class Renditions:
         if len(pools_wanted) == 1:
             latest = self.version(pools_wanted[0], policy)
             return {pools_wanted[0]: latest} if latest else {}
-        rows = self._all(_VERSIONS, {"pools": list(pools_wanted), "policy": policy})
-        return {row[0]: int(row[1]) for row in rows}
+        with _translated():
+            rows = _VERSIONS.all(self._driver, pools=json.dumps(list(pools_wanted)), policy=policy)
+        return {row.pool: int(row.latest) for row in rows}
+
+    def data_version(self) -> int:
+        """Changes whenever something was written, by this mount or another; costs microseconds."""
+        with _translated():
+            return int(self._driver.execute("PRAGMA data_version").fetchone()[0])
 
     def decision(self, pool: str, policy: str, version: int) -> Decision | None:
         """What was decided as this version."""

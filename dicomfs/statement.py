@@ -17,8 +17,10 @@ from sqlalchemy.dialects.sqlite import dialect
 class Statement:
     """A statement whose parameters are named by `bindparam`."""
 
-    def __init__(self, statement: Any) -> None:
+    def __init__(self, statement: Any, row: type[Any] | None = None) -> None:
+        """`row`: the named tuple that a row becomes, its fields in the order of the columns."""
         self._statement = statement
+        self._given = row
 
     @cached_property
     def _compiled(self) -> tuple[str, list[str], dict[str, Any]]:
@@ -28,7 +30,7 @@ class Statement:
 
     @cached_property
     def _row(self) -> type[Any]:
-        return namedtuple("_row", self._statement.selected_columns.keys())  # noqa: PYI024  made at run time
+        return self._given or namedtuple("_row", self._statement.selected_columns.keys())  # noqa: PYI024  made at run time
 
     def run(self, connection: sqlite3.Connection, **values: Any) -> None:
         """Execute what gives no rows."""
@@ -41,7 +43,7 @@ class Statement:
 
     def all(self, connection: sqlite3.Connection, **values: Any) -> list[Any]:
         """All rows, their columns as attributes."""
-        return [self._row(*row) for row in connection.execute(*self._bound(values)).fetchall()]
+        return list(map(self._row._make, connection.execute(*self._bound(values)).fetchall()))
 
     def _bound(self, values: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
         text, names, defaults = self._compiled

@@ -13,18 +13,18 @@ renditions, and never renders, waits, or touches an original. Called by `present
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import IntEnum
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.gate import Gate, Mark
-from dicomfs.index import DayRow, ExamRow, ImageRow, Index, PatientRow, Removal
+from dicomfs.index import DayRow, ExamRow, ImageRow, Index, NameRow, PatientRow, Removal
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
@@ -52,6 +52,9 @@ _FORMAT_OF_CODE: Final = {code: name for name, code in FORMAT_CODES.items()}
 _AFTER_NUMBERS: Final = re.compile(r"(\([0-9A-Fa-f]+\))?(_[0-9]+)?\.[A-Za-z0-9]+$")
 """The parts of a file name behind the numbers: they have no case of their own."""
 
+Named = ImageRow | NameRow
+"""An instance with what the names of its files are made of."""
+
 STORED: Final = "dcm"
 """The format that is not rendered: the stored bytes."""
 
@@ -72,8 +75,7 @@ class Kind(IntEnum):
     """A folder of exams of one date; its id is that date, `YYYYMMDD` as a number, 0 for none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """The parts of an inode number.
 
         bit  62..61  60..58  57..54  53..46   45..32  31..0
@@ -131,14 +133,16 @@ class Inode:
 
 
 _DATE_MARK: Final = 1
+_NONE: Final = range(0)
+_WHOLE: Final = range(1)
+"""Frame numbers of a file that is not one of several."""
 _OPEN: Final = Gate()
 
 LAST_VERSION: Final = 0xFF
 """A pool that has been decided this often keeps its last window."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A name in a folder, with what `stat` says of it."""
 
     name: str
@@ -235,8 +239,7 @@ def _view(key: str, recipe: Recipe | None, digest: str, *, windows: bool) -> _Vi
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One step of a listing: continue after `cookie`."""
 
     cookie: int
@@ -443,26 +446,26 @@ class Tree:
         """What the folders on top of a view are."""
         return Kind.DATE if self._by_date else Kind.PATIENT
 
-    def _frame_numbers(self, row: ImageRow, view: _View) -> range:
+    def _frame_numbers(self, row: Named, view: _View) -> range:
         """Frame numbers under which an instance appears: 0 alone for one file, none if it does not."""
-        if not Selection(view.shows, self._modalities).takes(row.modality, row.shows):
-            return range(0)
+        if not _takes(view.shows, self._modalities, row.modality, row.shows):
+            return _NONE
         if not view.per_frame or row.frames == 1:
-            return range(1)
+            return _WHOLE
         return range(1, min(row.frames, self._frames) + 1)
 
-    def _shown_frames(self, row: ImageRow, view: _View, mark: Mark) -> range:
+    def _shown_frames(self, row: Named, view: _View, mark: Mark) -> range:
         """Those of the frame numbers that are published."""
         if row.id > mark.sequence:
-            return range(0)
+            return _NONE
         numbers = self._frame_numbers(row, view)
         return numbers if row.id < mark.sequence else numbers[: max(mark.frame + 1 - numbers.start, 0)]
 
-    def _file_name(self, row: ImageRow, frame: int, view: _View) -> str:
+    def _file_name(self, row: Named, frame: int, view: _View) -> str:
         return file_name(_parts(row, frame, view), self._spelling.pad)
 
     def _file_entries(
-        self, files: Sequence[tuple[ImageRow, int]], view: _View, version: int | None = None
+        self, files: Sequence[tuple[Named, int]], view: _View, version: int | None = None
     ) -> list[Entry]:
         """Entries of (instance, frame number) pairs; `version` None: the current one."""
         versions: dict[str, int] = {}
@@ -475,26 +478,34 @@ class Tree:
             numbers = [max(frame - 1, 0) for _, frame in files]
             known = self._renditions.sizes(view.digest, originals, (min(numbers), max(numbers)))
         entries = []
+        key, is_stored, of_pool = view.key, view.recipe is None, bool(view.policy)
         for row, frame in files:
             size: int | None
             of_file = 0
-            if view.recipe is None:
+            if is_stored:
                 size = DATA_SET_OFFSET + row.size
             else:
                 if version is not None:
                     of_file = version
-                elif row.pool and view.policy:
+                elif of_pool and row.pool:
                     # What nobody has asked for yet will be decided as version 1.
                     of_file = versions.get(row.pool, 1)
-                size = known.get((row.original, max(frame - 1, 0), of_file))
-            inode = Inode(Kind.FILE, row.original, view.key, frame, of_file)
+                size = known.get((row.original, frame and frame - 1, of_file))
+            inode = Inode(Kind.FILE, row.original, key, frame, of_file)
             # A picture that changed must look newer than before, and the same from every mount.
-            modified = row.modified + max(of_file - 1, 0)
-            name = self._file_name(row, frame, view)
-            entries.append(Entry(name, inode, is_folder=False, size=size, modified=modified))
+            modified = row.modified + (of_file - 1 if of_file else 0)
+            entries.append(Entry(self._file_name(row, frame, view), inode, False, size, modified))
         return entries
 
     # Listings
+
+    def version(self) -> Hashable:
+        """While it stays the same, so does every listing in which no size is unknown; costs microseconds.
+
+        But for a size that is announced anew: that is told to who looks (`present.Presenter.resized`).
+        """
+        written = self._index.data_version(), self._renditions.data_version()
+        return (*written, self.gate.moves, self.first_day)
 
     def listing(self, parent: Inode, after: int, most: int) -> Iterator[Listed]:
         """Entries of a folder after a cookie (0: from the start), at most `most`; none at the end.
@@ -538,10 +549,11 @@ class Tree:
         """A file's cookie is its instance id and frame number."""
         first, done = after >> 14, after & 0x3FFF
         mark = self.gate.mark((view.key, Kind.FILE))
-        files: list[tuple[ImageRow, int]] = []
+        files: list[tuple[NameRow, int]] = []
+        sized = view.recipe is None
         # One more than asked for, since all of the first may have been handed out before.
         selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
-        for row in self._index.image_page(exam.id, first, most + 1, selection):
+        for row in self._index.name_page(exam.id, first, most + 1, selection, sized=sized):
             numbers = self._shown_frames(row, view, mark)
             start = 0 if row.id != first or not after else done + 1
             rest = range(max(numbers.start, start), numbers.stop)
@@ -559,9 +571,10 @@ class Tree:
             return []
         last, end = before >> 14, before & 0x3FFF
         mark = self.gate.mark((view.key, Kind.FILE))
-        files: list[tuple[ImageRow, int]] = []
+        files: list[tuple[NameRow, int]] = []
+        sized = view.recipe is None
         selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
-        for row in self._index.image_page_back(exam.id, last, most + 1, selection):
+        for row in self._index.name_page_back(exam.id, last, most + 1, selection, sized=sized):
             numbers = self._shown_frames(row, view, mark)
             rest = range(numbers.start, min(numbers.stop, end) if row.id == last else numbers.stop)
             files += [(row, frame) for frame in reversed(rest[-(most - len(files)) :])]
@@ -749,7 +762,7 @@ class Tree:
             exam = self._index.exam(inode.id)
             return self._holder(exam, inode.format) if exam else None
         several = len(self.formats) > 1 and inode.kind in (Kind.PATIENT, Kind.DATE)
-        return replace(Inode(Kind.TOP), format=inode.format if several else "")
+        return Inode(Kind.TOP, format=inode.format if several else "")
 
     def _holder(self, exam: ExamRow, key: str) -> Inode:
         """The folder that an exam is in."""
@@ -788,7 +801,12 @@ class Tree:
                 yield Disappearance(self._top(view), (entry,), (view.key, holder.kind), Mark(0))
 
 
-def _parts(row: ImageRow, frame: int, view: _View) -> FileName:
+@lru_cache(maxsize=256)
+def _takes(view_shows: int, modalities: tuple[str, ...], modality: str, shows: int) -> bool:
+    return Selection(view_shows, modalities).takes(modality, shows)
+
+
+def _parts(row: Named, frame: int, view: _View) -> FileName:
     """What the name of a file is made of."""
     return FileName(row.label, row.series_number, row.number, row.suffix, frame, view.extension)
 

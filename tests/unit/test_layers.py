@@ -48,6 +48,7 @@ ORDER = (
         "publish",
         "stalls",
         "callers",
+        "pages",
         "fuse",
         "mount",
     ),
