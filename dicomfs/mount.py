@@ -28,6 +28,7 @@ from dicomfs.mountfile import REPORT_S, MountReporter
 from dicomfs.present import Presenter
 from dicomfs.publish import Publisher
 from dicomfs.stalls import StallMeter
+from dicomfs.statement import compile_all
 from dicomfs.view import open_view, run_tasks
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
@@ -226,6 +227,7 @@ async def _session(
             nursery.start_soon(publisher.follow)
             nursery.start_soon(door.callers.watch)
             nursery.start_soon(door.read_ahead)
+            compile_all()
             # What was imported stays for ever: to look through all of it for garbage would stop everybody.
             gc.collect()
             gc.freeze()

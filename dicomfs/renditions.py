@@ -130,12 +130,14 @@ _OF_FRAMES = select(sizes.c.original, sizes.c.frame, sizes.c.version, sizes.c.si
     sizes.c.recipe == bindparam("recipe"),
     sizes.c.frame.between(bindparam("first"), bindparam("last")),
 )
-# As JSON: one statement, however many they are.
-_SIZES = Statement(
-    _OF_FRAMES.where(
-        sizes.c.original.in_(select(func.json_each(bindparam("originals")).table_valued("value").c.value))
-    )
-)
+
+
+def _given(parameter: str) -> Any:
+    """The values of a parameter that is a JSON array: one statement, however many they are."""
+    return select(func.json_each(bindparam(parameter)).table_valued("value", name="given").c.value)
+
+
+_SIZES = Statement(_OF_FRAMES.where(sizes.c.original.in_(_given("originals"))))
 _SIZES_OF_ONE = Statement(_OF_FRAMES.where(sizes.c.original == bindparam("original")))
 _VERSION = Statement(
     select(func.max(pools.c.version).label("latest")).where(
@@ -145,7 +147,7 @@ _VERSION = Statement(
 _VERSIONS = Statement(
     select(pools.c.pool, func.max(pools.c.version).label("latest"))
     .where(
-        pools.c.pool.in_(select(func.json_each(bindparam("pools")).table_valued("value").c.value)),
+        pools.c.pool.in_(_given("pools")),
         pools.c.policy == bindparam("policy"),
     )
     .group_by(pools.c.pool)

@@ -2,8 +2,12 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
+
+from dicomfs.index import INDEX_NAME, Index
 
 _TAKEN_BY = frozenset({"caplog", "expected_warnings"})
 
@@ -46,3 +50,10 @@ def expected_warnings(log_guard: list[logging.LogRecord]) -> Iterator[list[loggi
     yield log_guard
     if not log_guard:
         pytest.fail("the test expects a warning in the log, and there was none", pytrace=False)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Index]:
+    """The receiver's connection to the index of a new store, `tmp_path`."""
+    with closing(Index(tmp_path / INDEX_NAME, create=True)) as opened:
+        yield opened

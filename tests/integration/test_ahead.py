@@ -30,14 +30,6 @@ from tests.support import ROOT, command_line, mounted, require_fuse, running, wa
 OTHER = {"study_uid": "2.25.22", "series_uid": "2.25.33", "patient_id": "0815", "patient_name": "Roe"}
 
 
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Index]:
-    """The receiver's connection to the index."""
-    opened = Index(tmp_path / "index.sqlite3", create=True)
-    yield opened
-    opened.close()
-
-
 def unknown(shown: Shown) -> list[Entry]:
     return [entry for entry in shown.entries() if entry.size is None]
 

@@ -1,18 +1,15 @@
 """Opening pictures, in-process: out of memory, while they are rendered ahead, one after the other."""
 
-from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import cast
 
-import pytest
 import trio
 
 from dicomfs import forget
 from dicomfs.archive import Archive
 from dicomfs.diskcache import DiskCache
-from dicomfs.index import INDEX_NAME, Index
+from dicomfs.index import Index
 from dicomfs.model import PoolWindow
 from dicomfs.removal import Chosen
 from dicomfs.renditions import Key
@@ -20,13 +17,6 @@ from dicomfs.tree import Inode, Kind
 from tests.presenting import EXAM, Shown, run, showing, take
 
 IMAGES = 80
-
-
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Index]:
-    """The receiver's connection to the index."""
-    with closing(Index(tmp_path / INDEX_NAME, create=True)) as opened:
-        yield opened
 
 
 class SlowDisk:

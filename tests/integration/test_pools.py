@@ -51,14 +51,6 @@ from tests.support import (
 # In-process
 
 
-@pytest.fixture
-def writer(tmp_path: Path) -> Iterator[Index]:
-    """The receiver's connection to the index."""
-    opened = Index(tmp_path / "index.sqlite3", create=True)
-    yield opened
-    opened.close()
-
-
 def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, *range(1, 21))
 

@@ -4,7 +4,6 @@ import sqlite3
 import unicodedata
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -40,7 +39,7 @@ def images(index: Index) -> list[tuple[str, int, int, str]]:
     found = []
     for patient in index.patient_page(0, 100, Selection(PICTURES)):
         for exam in index.exam_page(patient.id, 0, 100, Selection(PICTURES)):
-            for row in index.image_page(exam.id, 0, 100, Selection(PICTURES)):
+            for row in index.name_page(exam.id, 0, 100, Selection(PICTURES), sized=False):
                 found += [(row.label, row.series_number, row.number, row.suffix)]
     return found
 
@@ -53,7 +52,9 @@ def other(number: int, **changes: object) -> Header:
 
 def test_rows_of_images_are_selected_in_the_order_of_their_fields() -> None:
     columns = [column.key for column in reading._IMAGE.selected_columns]
-    assert columns == [field.name for field in fields(reading.ImageRow)]
+    assert columns == list(reading.ImageRow._fields)
+    for statement in reading._NAME_PAGE.values():
+        assert statement._statement.selected_columns.keys() == list(reading.NameRow._fields)
 
 
 # Patients
@@ -162,7 +163,8 @@ def test_nameless_data_of_an_id_that_strangers_share_is_nobodys(index: Index) ->
     assert patients(index) == ["Doe Jane", "Roe Max", "4711"]
     first = index.patient_page(0, 9, Selection(PICTURES))[0]
     (exam,) = index.exam_page(first.id, 0, 9, Selection(PICTURES))
-    assert len(index.image_page(exam.id, 0, 9, Selection(PICTURES))) == 2  # of the same study: hers
+    # Of the same study: hers.
+    assert len(index.name_page(exam.id, 0, 9, Selection(PICTURES), sized=False)) == 2
 
 
 def test_an_id_that_very_many_bear_costs_no_more_and_identifies_nobody(index: Index) -> None:
@@ -241,7 +243,8 @@ def test_ids_are_the_sequence_of_the_original_that_created_them(index: Index) ->
     first, second, third = add(index, header(), header(sop_instance_uid="2.25.4"), other(9, patient_id="new"))
     assert (first, second, third) == (1, 2, 3)
     assert [p.id for p in index.patient_page(0, 9, Selection(PICTURES))] == [first, third]
-    assert [row.id for row in index.image_page(first, 0, 9, Selection(PICTURES))] == [first, second]
+    rows = index.name_page(first, 0, 9, Selection(PICTURES), sized=True)
+    assert [row.id for row in rows] == [first, second]
     assert index.last_sequence() == 3
 
 

@@ -116,7 +116,7 @@ HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header",
 HOME = {
     "PIL": DRAWING,
     "av": {"video"},
-    "cachetools": {"cache", "renditions", "twoqueue"},
+    "cachetools": {"cache", "pages", "renditions", "twoqueue"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,

@@ -56,8 +56,9 @@ files = st.builds(
     st.integers(0, 2**14 - 1),
     st.integers(0, 2**8 - 1),
 )
-folders = st.builds(Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM, Kind.DATE]), ids, keys)
-tops = st.builds(Inode, st.just(Kind.TOP), st.just(0), st.just("") | keys)
+none = st.just(0)
+folders = st.builds(Inode, st.sampled_from([Kind.PATIENT, Kind.EXAM, Kind.DATE]), ids, keys, none, none)
+tops = st.builds(Inode, st.just(Kind.TOP), none, st.just("") | keys, none, none)
 inodes = st.one_of(files, folders, tops)
 
 
