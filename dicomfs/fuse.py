@@ -302,7 +302,9 @@ class Door(pyfuse3.Operations):
             else:
                 continue
             break
-        if has_some and listing.waiting < _PAGE:
+        if not has_some:
+            listing.drop()  # it may stay open for hours: smbd waits for changes
+        elif listing.waiting < _PAGE:
             self._reading[fh] = None
             self._readers.unpark_all()
 

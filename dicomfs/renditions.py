@@ -138,7 +138,9 @@ def _given(parameter: str) -> Any:
 
 
 _SIZES = Statement(_OF_FRAMES.where(sizes.c.original.in_(_given("originals"))))
-_SIZES_OF_ONE = Statement(_OF_FRAMES.where(sizes.c.original == bindparam("original")))
+_SIZES_BETWEEN = Statement(
+    _OF_FRAMES.where(sizes.c.original.between(bindparam("least"), bindparam("greatest")))
+)
 _VERSION = Statement(
     select(func.max(pools.c.version).label("latest")).where(
         pools.c.pool == bindparam("pool"), pools.c.policy == bindparam("policy")
@@ -325,14 +327,19 @@ class Renditions:
     def sizes(
         self, recipe: str, originals: Sequence[int], frames: tuple[int, int]
     ) -> dict[tuple[int, int, int], int]:
-        """Known sizes in bytes by (original, frame, version), of frames from `frames[0]` to `frames[1]`."""
+        """Known sizes in bytes by (original, frame, version), of frames from `frames[0]` to `frames[1]`.
+
+        Perhaps also those of other originals that lie between these.
+        """
         if not originals:
             return {}
         first, last = frames
         of = {"recipe": recipe, "first": first, "last": last}
         with _translated():
-            if len(originals) == 1:
-                rows = _SIZES_OF_ONE.all(self._driver, original=originals[0], **of)
+            least, greatest = min(originals), max(originals)
+            if greatest - least < 2 * len(originals):
+                # What came in one after the other lies side by side.
+                rows = _SIZES_BETWEEN.all(self._driver, least=least, greatest=greatest, **of)
             else:
                 rows = _SIZES.all(self._driver, originals=json.dumps(list(originals)), **of)
         found = {(original, frame, version): size for original, frame, version, size in rows}

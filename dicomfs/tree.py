@@ -64,6 +64,13 @@ def view_key(name: str, window: int) -> str:
     return f"{name}@{window}" if window else name
 
 
+@lru_cache(maxsize=256)
+def _view_bits(key: str) -> int:
+    """The bits of an inode that a view takes, by its key."""
+    name, _, window = key.partition("@")
+    return int(window or 0) << 4 | FORMAT_CODES[name]
+
+
 class Kind(IntEnum):
     """What an inode stands for."""
 
@@ -99,8 +106,7 @@ class Inode(NamedTuple):
         """The inode as FUSE knows it."""
         if self.kind is Kind.TOP and not self.format:
             return 1
-        name, _, window = self.format.partition("@")
-        view = int(window or 0) << 4 | FORMAT_CODES[name]
+        view = _view_bits(self.format)
         if self.kind is Kind.DATE:
             return view << 54 | _DATE_MARK << 32 | self.id
         return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
@@ -555,9 +561,12 @@ class Tree:
         selection = replace(self._selection(view, Kind.FILE, self.gate), first_day="")
         for row in self._index.name_page(exam.id, first, most + 1, selection, sized=sized):
             numbers = self._shown_frames(row, view, mark)
-            start = 0 if row.id != first or not after else done + 1
-            rest = range(max(numbers.start, start), numbers.stop)
-            files += [(row, frame) for frame in rest[: most - len(files)]]
+            if numbers is _WHOLE and row.id != first:
+                files.append((row, 0))
+            else:
+                start = 0 if row.id != first or not after else done + 1
+                rest = range(max(numbers.start, start), numbers.stop)
+                files += [(row, frame) for frame in rest[: most - len(files)]]
             if len(files) >= most:
                 break
         entries = self._file_entries(files, view)
