@@ -36,8 +36,7 @@ from sqlalchemy import (
 from sqlalchemy import Index as TableIndex
 
 from dicomfs.commitment import Report, Request, from_lines, reference_lines
-from dicomfs.errors import StoreMismatch, StoreUnavailable
-from dicomfs.index import (
+from dicomfs.database import (
     BUSY_TIMEOUT_S,
     FOREIGN,
     READ_TIMEOUT_S,
@@ -47,6 +46,7 @@ from dicomfs.index import (
     switch_to_wal,
     translated,
 )
+from dicomfs.errors import StoreMismatch, StoreUnavailable
 
 COMMITMENTS_NAME: Final = "commitments.sqlite3"
 """Its name in the store."""

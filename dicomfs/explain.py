@@ -10,10 +10,11 @@ from pathlib import Path
 
 from dicomfs.archive import Archive
 from dicomfs.errors import UsageError
-from dicomfs.index import INDEX_NAME, ImageRow, Index
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import PoolWindow, Source
 from dicomfs.render import decide_pool
 from dicomfs.renditions import RENDITIONS_NAME, Renditions
+from dicomfs.rows import ImageRow
 from dicomfs.tree import STORED, Inode, Kind
 
 

@@ -14,9 +14,10 @@ from typing import Final
 
 from dicomfs import forget
 from dicomfs.archive import Archive
+from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import UsageError
 from dicomfs.fuse import STORE_ATTRIBUTE
-from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.removal import Chosen, Plan
 from dicomfs.tree import Inode, Kind
 

@@ -25,7 +25,8 @@ from typing import Final, Protocol
 import trio
 
 from dicomfs.errors import StoreUnavailable
-from dicomfs.index import Arrival, Index, Removal
+from dicomfs.index import Index
+from dicomfs.rows import Arrival, Removal
 from dicomfs.tree import Appearance, Disappearance, Entry, Inode, Tree
 
 POLL_S: Final = 0.1

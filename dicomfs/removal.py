@@ -13,8 +13,9 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Table, and_, bindparam, delete, exists, func, insert, select, update
 
 from dicomfs.identity import patient_id_key
-from dicomfs.index import IMAGE_BY_ID, shown_name
 from dicomfs.naming import EXAM_UNITS, PATIENT_UNITS
+from dicomfs.queries import IMAGE_BY_ID
+from dicomfs.rows import shown_name
 from dicomfs.schema import (
     PDF,
     PICTURES,

@@ -40,8 +40,8 @@ from sqlalchemy import (
 from sqlalchemy import Index as TableIndex
 from sqlalchemy.dialects.sqlite import insert
 
+from dicomfs.database import FOREIGN, sqlite_code, switch_to_wal, uri
 from dicomfs.errors import StoreUnavailable
-from dicomfs.index import FOREIGN, sqlite_code, switch_to_wal, uri
 from dicomfs.model import PoolWindow
 from dicomfs.statement import Statement
 

@@ -16,8 +16,9 @@ from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.commitment import Reason, Reference
 from dicomfs.errors import UnreadableDataSet
 from dicomfs.header import read_file_meta
-from dicomfs.index import INDEX_NAME, Index, KeptOriginal
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.negotiation import is_storage
+from dicomfs.rows import KeptOriginal
 
 LOGGER: Final = logging.getLogger("dicomfs.commitment")
 

@@ -17,11 +17,13 @@ from typing import Final
 
 from dicomfs import forget
 from dicomfs.archive import Archive, digest_and_sequence, plain_ae
+from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import BadInstance, StoreUnavailable, UnreadableDataSet
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
-from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index, RecordedOriginal
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt, Stored
+from dicomfs.rows import RecordedOriginal
 from dicomfs.verify import Examined, content, examine, foreign_folders, identity, names, relabel
 
 _PAGE: Final = 1000

@@ -22,9 +22,9 @@ from dicomfs.census import Census, Conflicts, Intake
 from dicomfs.commitments import CommitmentCounts
 from dicomfs.commitments import counts as commitment_counts
 from dicomfs.errors import StoreError, StoreUnavailable
-from dicomfs.index import Counts
 from dicomfs.mountfile import MountRecord, mounts
 from dicomfs.renditions import RENDITIONS_NAME, failures_noted
+from dicomfs.rows import Counts
 from dicomfs.runfile import Record, records
 from dicomfs.scpoptions import Watermark
 from dicomfs.slotfile import RUN_FOLDER

@@ -24,12 +24,13 @@ from typing import Final, NamedTuple
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.gate import Gate, Mark
-from dicomfs.index import DayRow, ExamRow, ImageRow, Index, NameRow, PatientRow, Removal
+from dicomfs.index import Index
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
 from dicomfs.recipes import Kind as Made
 from dicomfs.renditions import Key, Renditions
+from dicomfs.rows import DayRow, ExamRow, ImageRow, NameRow, PatientRow, Removal
 from dicomfs.schema import PDF, PICTURES
 from dicomfs.selection import ANY, Selection, Since
 from dicomfs.spelling import Layout, Spelling

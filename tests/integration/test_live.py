@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from dicomfs.cli import main
-from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
+from dicomfs.database import BUSY_TIMEOUT_S
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.model import Duplicates
 from tests.made import add_at_once, header
 from tests.shared import Shared, image, images, sharing

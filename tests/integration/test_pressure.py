@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from dicomfs.index import BUSY_TIMEOUT_S, LOCKED_TIMEOUT_S
+from dicomfs.database import BUSY_TIMEOUT_S
+from dicomfs.index import LOCKED_TIMEOUT_S
 from dicomfs.ingest import Ingest
 from dicomfs.scp import StorageSCP
 from tests.disk import Disk

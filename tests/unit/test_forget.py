@@ -9,8 +9,9 @@ import pytest
 
 from dicomfs import forget, importer
 from dicomfs.archive import Archive
+from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import StoreUnavailable, UsageError
-from dicomfs.index import BUSY_TIMEOUT_S, INDEX_NAME, Index
+from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Stored
 from dicomfs.reindex import reindex

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomfs import index as reading
+from dicomfs import queries, rows
 from dicomfs.errors import StoreLocked, StoreMismatch, StoreUnavailable
 from dicomfs.index import LOCKED_TIMEOUT_S, Index
 from dicomfs.model import Header, Layout, Receipt
@@ -51,10 +51,10 @@ def other(number: int, **changes: object) -> Header:
 
 
 def test_rows_of_images_are_selected_in_the_order_of_their_fields() -> None:
-    columns = [column.key for column in reading._IMAGE.selected_columns]
-    assert columns == list(reading.ImageRow._fields)
-    for statement in reading._NAME_PAGE.values():
-        assert statement._statement.selected_columns.keys() == list(reading.NameRow._fields)
+    columns = [column.key for column in queries.IMAGE.selected_columns]
+    assert columns == list(rows.ImageRow._fields)
+    for statement in queries.NAME_PAGE.values():
+        assert statement._statement.selected_columns.keys() == list(rows.NameRow._fields)
 
 
 # Patients

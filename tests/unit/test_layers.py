@@ -16,7 +16,8 @@ ORDER = (
     *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
-    *("archive", "lock", "schema", "statement", "owners", "retired", "writer", "index"),
+    *("archive", "lock", "schema", "statement", "rows", "queries", "database"),
+    *("owners", "retired", "writer", "index"),
     *("removal", "forget", "census", "renditions", "pressure", "ingest"),
     *("verify", "findings", "scrub", "plan", "reindex"),
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
@@ -131,7 +132,8 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli"},
-    "sqlalchemy": {"schema", "statement", "owners", "retired", "writer", "index", "removal", "census"}
+    "sqlalchemy": {"schema", "statement", "queries", "database", "owners", "retired", "writer", "index"}
+    | {"removal", "census"}
     | {"renditions", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
     | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},

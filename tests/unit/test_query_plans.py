@@ -16,8 +16,7 @@ import pytest
 from sqlalchemy import Executable, Select
 from sqlalchemy.dialects.sqlite import dialect
 
-from dicomfs import index as reading
-from dicomfs import owners, removal, retired
+from dicomfs import owners, queries, removal, retired
 from dicomfs import renditions as rendering
 from dicomfs import writer as writing
 from dicomfs.index import Index
@@ -29,7 +28,7 @@ from dicomfs.statement import Statement
 from dicomfs.tree import Inode, Kind
 from tests.made import add, header, tree, walk
 
-GROWS = {"_CONFLICTS", "_FAILURES", "_NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
+GROWS = {"CONFLICTS", "_FAILURES", "NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
 """Statements that may look at many rows, as only an administrator waits: `dicomfs status`, `scrub`; `forget`
 does so of one exam or patient."""
 BAD = ("SCAN", "TEMP B-TREE")
@@ -81,7 +80,7 @@ def kept(module: Any) -> Iterator[tuple[str, str, int]]:
 KEPT = [
     pytest.param(database, sql, parameters, id=f"{module.__name__}.{name}")
     for module, database in (
-        *((reading, "index"), (writing, "index"), (owners, "index"), (retired, "index"), (removal, "index")),
+        *((queries, "index"), (writing, "index"), (owners, "index"), (retired, "index"), (removal, "index")),
         (rendering, "renditions"),
     )
     for name, sql, parameters in kept(module)
