@@ -23,10 +23,11 @@ import trio
 
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.pools import Pools
 from dicomfs.renditions import Renditions
 from dicomfs.spans import Spans
-from dicomfs.tree import Inode, Kind, Tree
+from dicomfs.tree import Tree
 
 GONE_S: Final = 3.0
 """Who has not asked for anything in a folder for so long has gone."""

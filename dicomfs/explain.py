@@ -11,11 +11,11 @@ from pathlib import Path
 from dicomfs.archive import Archive
 from dicomfs.errors import UsageError
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import STORED, Inode, Kind
 from dicomfs.model import PoolWindow, Source
 from dicomfs.render import decide_pool
 from dicomfs.renditions import RENDITIONS_NAME, Renditions
 from dicomfs.rows import ImageRow
-from dicomfs.tree import STORED, Inode, Kind
 
 
 def explain(store: Path, path: Path) -> list[tuple[str, str]]:

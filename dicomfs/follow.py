@@ -13,11 +13,13 @@ from typing import Final
 import trio
 
 from dicomfs.ahead import Ahead
+from dicomfs.entries import Disappearance
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.pools import Pools
 from dicomfs.renditions import Renditions
-from dicomfs.tree import Disappearance, Inode, Tree
+from dicomfs.tree import Tree
 
 POLL_S: Final = 0.25
 """How often the index is asked whether something came in; the question costs microseconds."""

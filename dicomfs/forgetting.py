@@ -18,8 +18,8 @@ from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import UsageError
 from dicomfs.fuse import STORE_ATTRIBUTE
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.removal import Chosen, Plan
-from dicomfs.tree import Inode, Kind
 
 _LISTED: Final = 50
 """Exams that are listed one by one."""

@@ -26,11 +26,12 @@ import pyfuse3
 import trio
 
 from dicomfs.callers import Callers
+from dicomfs.entries import Entry
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
+from dicomfs.inode import STORED, Inode
 from dicomfs.pages import Pages
 from dicomfs.present import Presenter
 from dicomfs.publish import Act, Publisher, Step
-from dicomfs.tree import STORED, Entry, Inode
 
 P = ParamSpec("P")
 T = TypeVar("T")

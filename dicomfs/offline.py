@@ -13,11 +13,12 @@ from typing import Final
 import trio
 
 from dicomfs.config import MountOptions
+from dicomfs.entries import Entry
 from dicomfs.errors import RenderFailed, UsageError
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import STORED, Inode
 from dicomfs.present import Presenter
 from dicomfs.selection import ANY
-from dicomfs.tree import STORED, Entry, Inode
 from dicomfs.view import open_view, run_tasks
 
 _PAGE: Final = 500

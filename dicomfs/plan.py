@@ -19,7 +19,7 @@ from dicomfs.errors import StoreFull, StoreUnavailable
 from dicomfs.model import Duplicates, Header, Receipt
 
 _HIGHEST_SEQUENCE: Final = 2**32 - 1
-"""What an inode has room for (`tree.Inode`): a file that claims more is damaged."""
+"""What an inode has room for (`inode.Inode`): a file that claims more is damaged."""
 _PAGE: Final = 1000
 _HEADER_FIELDS: Final = tuple(one.name for one in fields(Header))
 

@@ -12,11 +12,13 @@ from typing import Final
 import trio
 
 from dicomfs.cache import Cache
+from dicomfs.entries import Picture
 from dicomfs.errors import NotDisplayable, RenderFailed
 from dicomfs.index import Index
+from dicomfs.inode import LAST_VERSION
 from dicomfs.model import PoolWindow, Source
 from dicomfs.renditions import Decision, Renditions
-from dicomfs.tree import LAST_VERSION, Picture, Tree
+from dicomfs.tree import Tree
 from dicomfs.workers import Workers
 
 QUIET_S: Final = 5.0

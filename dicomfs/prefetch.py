@@ -11,11 +11,13 @@ from typing import Final, NamedTuple
 
 import trio
 
+from dicomfs.entries import Picture
 from dicomfs.errors import RenderFailed, StoreUnavailable
+from dicomfs.inode import Inode
 from dicomfs.naming import FileName
 from dicomfs.renditions import Key
 from dicomfs.stepping import Stepping
-from dicomfs.tree import Inode, Picture, Tree
+from dicomfs.tree import Tree
 
 _FETCHED_KEPT: Final = 1024
 

@@ -16,15 +16,17 @@ import trio
 from dicomfs.ahead import Ahead, Effort
 from dicomfs.cache import Cache
 from dicomfs.diskcache import DiskCache
+from dicomfs.entries import Picture
 from dicomfs.errors import RenderFailed
 from dicomfs.figures import CacheFigures, MountFigures, Stopwatch
 from dicomfs.follow import Changed, Follower, Gone
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.model import PoolWindow
 from dicomfs.pools import QUIET_S, Pools
 from dicomfs.prefetch import Prefetch
 from dicomfs.renditions import Key, Renditions
-from dicomfs.tree import Inode, Picture, Tree
+from dicomfs.tree import Tree
 from dicomfs.workers import Rendered, Workers
 
 _OPENED_KEPT: Final = 65_536

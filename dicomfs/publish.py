@@ -24,10 +24,12 @@ from typing import Final, Protocol
 
 import trio
 
+from dicomfs.entries import Appearance, Disappearance, Entry
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.rows import Arrival, Removal
-from dicomfs.tree import Appearance, Disappearance, Entry, Inode, Tree
+from dicomfs.tree import Tree
 
 POLL_S: Final = 0.1
 """How often the index is asked for news; the question costs microseconds."""

@@ -5,8 +5,7 @@
     jpg/Patient/…  dcm/Patient/…                          several: a folder each
     jpg auto/…  jpg C40 W400/…                            several windows: a folder each, too
 
-An inode is arithmetic on ids (see `Inode`): the same after a restart, never another object's, and never
-in need of being remembered. Everything here answers at once: it reads the index and what is known of
+Everything here answers at once: it reads the index and what is known of
 renditions, and never renders, waits, or touches an original. Called by `present.py` and `fuse.py`.
 """
 
@@ -16,15 +15,16 @@ from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from enum import IntEnum
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.entries import Appearance, Disappearance, Entry, Listed, Picture
 from dicomfs.gate import Gate, Mark
 from dicomfs.index import Index
+from dicomfs.inode import STORED, Inode, Kind
 from dicomfs.model import Recipe, Source
 from dicomfs.naming import FileName, file_name, fold, parse_file_name
 from dicomfs.recipes import FORMATS, policy, pool_policy
@@ -35,175 +35,16 @@ from dicomfs.schema import PDF, PICTURES
 from dicomfs.selection import ANY, Selection, Since
 from dicomfs.spelling import Layout, Spelling
 
-FORMAT_CODES: Final = {
-    "jpg": 1,
-    "png": 2,
-    "tiff": 3,
-    "bmp": 4,
-    "gif": 5,
-    "dcm": 6,
-    "tiff16": 7,
-    "png16": 8,
-    "pdf": 9,
-    "json": 10,
-}
-"""Part of every inode: a code never changes its meaning."""
-_FORMAT_OF_CODE: Final = {code: name for name, code in FORMAT_CODES.items()}
-
 _AFTER_NUMBERS: Final = re.compile(r"(\([0-9A-Fa-f]+\))?(_[0-9]+)?\.[A-Za-z0-9]+$")
 """The parts of a file name behind the numbers: they have no case of their own."""
 
 Named = ImageRow | NameRow
 """An instance with what the names of its files are made of."""
 
-STORED: Final = "dcm"
-"""The format that is not rendered: the stored bytes."""
-
-
-def view_key(name: str, window: int) -> str:
-    """Key of the view of a format through the mount's window of that number."""
-    return f"{name}@{window}" if window else name
-
-
-@lru_cache(maxsize=256)
-def _view_bits(key: str) -> int:
-    """The bits of an inode that a view takes, by its key."""
-    name, _, window = key.partition("@")
-    return int(window or 0) << 4 | FORMAT_CODES[name]
-
-
-class Kind(IntEnum):
-    """What an inode stands for."""
-
-    TOP = 0
-    PATIENT = 1
-    EXAM = 2
-    FILE = 3
-    DATE = 4
-    """A folder of exams of one date; its id is that date, `YYYYMMDD` as a number, 0 for none."""
-
-
-class Inode(NamedTuple):
-    """The parts of an inode number.
-
-        bit  62..61  60..58  57..54  53..46   45..32  31..0
-             kind    window  format  version  frame   id
-
-    A date is of kind 0, as the tops are, with the frame 1. `format` is the key of a view: a format, with
-    `@` and the number of the window in the mount's options when that is not the first. The id of a file is
-    that of the original it shows, and `version` the pool version (0 for images that decide alone): a
-    picture that changes becomes another inode under the same name. `frame` counts from 1; 0 is a file that
-    is not one of several frames. The root is number 1, as FUSE wants it.
-    """
-
-    kind: Kind
-    id: int = 0
-    format: str = ""
-    frame: int = 0
-    version: int = 0
-
-    @property
-    def number(self) -> int:
-        """The inode as FUSE knows it."""
-        if self.kind is Kind.TOP and not self.format:
-            return 1
-        view = _view_bits(self.format)
-        if self.kind is Kind.DATE:
-            return view << 54 | _DATE_MARK << 32 | self.id
-        return self.kind << 61 | view << 54 | self.version << 46 | self.frame << 32 | self.id
-
-    @classmethod
-    @lru_cache(maxsize=4096)  # the same folders are asked about again and again
-    def of(cls, number: int) -> "Inode | None":
-        """The parts of a number; None when it cannot be one of ours."""
-        if number == 1:
-            return cls(Kind.TOP)
-        name = _FORMAT_OF_CODE.get(number >> 54 & 0xF)
-        if name is None or number >> 63:
-            return None
-        kind, frame = Kind(number >> 61 & 3), number >> 32 & 0x3FFF
-        if kind is Kind.TOP and frame == _DATE_MARK:
-            kind, frame = Kind.DATE, 0
-        parts = cls(
-            kind,
-            number & 0xFFFF_FFFF,
-            view_key(name, number >> 58 & 7),
-            frame,
-            number >> 46 & 0xFF,
-        )
-        unused = parts.id if parts.kind is Kind.TOP else 0
-        if parts.kind is not Kind.FILE:
-            unused |= parts.frame | parts.version
-        if unused:
-            return None
-        return parts if parts.number == number else None
-
-
-_DATE_MARK: Final = 1
 _NONE: Final = range(0)
 _WHOLE: Final = range(1)
 """Frame numbers of a file that is not one of several."""
 _OPEN: Final = Gate()
-
-LAST_VERSION: Final = 0xFF
-"""A pool that has been decided this often keeps its last window."""
-
-
-class Entry(NamedTuple):
-    """A name in a folder, with what `stat` says of it."""
-
-    name: str
-    inode: Inode
-    is_folder: bool
-    size: int | None
-    """Bytes, exactly; None when the file must be rendered first to know."""
-    modified: float
-    """Seconds since the epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Appearance:
-    """A name that an original brought into a view: hidden until the gate's `rank` has come to `mark`."""
-
-    folder: Inode
-    name: str
-    is_folder: bool
-    rank: tuple[str, Kind]
-    mark: Mark
-
-
-@dataclass(frozen=True, slots=True)
-class Disappearance:
-    """A name that went from a view."""
-
-    top: Inode
-    """The folder in which the way to it begins."""
-    way: tuple[Entry, ...]
-    """The folders that led to it, and itself at the end, as they were."""
-    rank: tuple[str, Kind]
-    mark: Mark
-    """If the gate has not come so far, it was never shown."""
-
-    def ghosts(self) -> dict[tuple[int, str], Entry]:
-        """Every entry of the way, by the number of the folder it was in and its name."""
-        folders = [self.top, *(entry.inode for entry in self.way)]
-        return {(folder.number, entry.name): entry for folder, entry in zip(folders, self.way, strict=False)}
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What is needed to render one file of the tree."""
-
-    key: Key
-    source: Source
-    recipe: Recipe
-    pool: str
-    """Whose decision it needs; empty: nobody's."""
-    policy: str
-    """Which kind of decision (`recipes.pool_policy`)."""
-    folder: Inode
-    """Those who wait for pictures of different folders take turns."""
-    name: FileName
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +85,6 @@ def _view(key: str, recipe: Recipe | None, digest: str, *, windows: bool) -> _Vi
         digest=digest,
         policy=pool_policy(recipe),
     )
-
-
-class Listed(NamedTuple):
-    """One step of a listing: continue after `cookie`."""
-
-    cookie: int
-    entry: Entry
 
 
 class Tree:

@@ -23,12 +23,13 @@ from dicomfs.diskcache import DiskCache
 from dicomfs.errors import DicomfsError, WorkerStartFailed
 from dicomfs.gate import EVERYTHING, Gate
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import STORED, view_key
 from dicomfs.model import Recipe
 from dicomfs.present import Presenter
 from dicomfs.recipes import FORMATS, Kind
 from dicomfs.renditions import RENDITIONS_NAME, Key, Renditions
 from dicomfs.spelling import Spelling
-from dicomfs.tree import STORED, Tree, view_key
+from dicomfs.tree import Tree
 from dicomfs.workers import Workers
 
 RESTART_S: Final = 5.0

@@ -13,10 +13,12 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
+from dicomfs.entries import Entry
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.model import Header, Receipt, Recipe
 from dicomfs.renditions import Renditions
-from dicomfs.tree import Entry, Inode, Tree
+from dicomfs.tree import Tree
 
 RECEIVED = 1_700_000_000.0
 MR_STORAGE = "1.2.840.10008.5.1.4.1.1.4"

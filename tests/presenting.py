@@ -14,11 +14,12 @@ import trio.testing
 from dicomfs.archive import Archive
 from dicomfs.cache import Cache
 from dicomfs.diskcache import DiskCache
+from dicomfs.entries import Entry
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.present import Presenter
 from dicomfs.renditions import Renditions
-from dicomfs.tree import Entry, Inode, Kind
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, header, listed, tree
 

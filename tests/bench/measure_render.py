@@ -30,10 +30,11 @@ from dicomfs.config import MountOptions
 from dicomfs.encode import encode
 from dicomfs.frames import TAGS, grey_frame
 from dicomfs.grey import Chain, Rescale, Span, apply, render_grey
+from dicomfs.inode import Inode
 from dicomfs.model import Recipe, Source
 from dicomfs.pixels import grey, open_image
 from dicomfs.render import render
-from dicomfs.tree import Inode, Tree
+from dicomfs.tree import Tree
 from dicomfs.view import open_view
 from dicomfs.workers import Workers
 from tests.bench.images import write_cr, write_ct, write_xa

@@ -25,9 +25,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import Header, Receipt, Recipe
 from dicomfs.renditions import RENDITIONS_NAME, Renditions
-from dicomfs.tree import Inode, Kind, Tree
+from dicomfs.tree import Tree
 from tests.bench.population import LONG_SERIES, make
 from tests.bench.table import MILLIONS, Line, Result, Scale
 from tests.support import command_line, require_fuse, stop, unmount

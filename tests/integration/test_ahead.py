@@ -17,12 +17,14 @@ import trio
 
 from dicomfs import ahead, follow
 from dicomfs.diskcache import DiskCache
+from dicomfs.entries import Entry
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
 from dicomfs.renditions import Key, Renditions
 from dicomfs.spans import Spans
-from dicomfs.tree import Entry, Inode, Kind, Tree
+from dicomfs.tree import Tree
 from tests.made import data_set, save
 from tests.presenting import EXAM, PICTURE_S, QUIET_S, Shown, run, showing, take
 from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until

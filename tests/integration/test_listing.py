@@ -12,12 +12,13 @@ import pyfuse3
 import pytest
 import trio
 
+from dicomfs.entries import Listed
 from dicomfs.errors import StoreUnavailable
 from dicomfs.fuse import Door
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision
-from dicomfs.tree import Inode, Listed
 from tests.made import add_at_once, header
 from tests.presenting import EXAM, Shown, run, showing, take, window
 

@@ -10,10 +10,10 @@ from dicomfs import forget
 from dicomfs.archive import Archive
 from dicomfs.diskcache import DiskCache
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
 from dicomfs.removal import Chosen
 from dicomfs.renditions import Key
-from dicomfs.tree import Inode, Kind
 from tests.presenting import EXAM, Shown, run, showing, take
 
 IMAGES = 80

@@ -23,15 +23,16 @@ from PIL import Image
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import Archive
+from dicomfs.entries import Entry
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.fuse import Door
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
+from dicomfs.inode import Inode
 from dicomfs.model import Duplicates, PoolWindow, Receipt, Source, Stored
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
-from dicomfs.tree import Entry, Inode
 from dicomfs.workers import Workers
 from tests.made import add, data_set, encoded, header, save
 from tests.presenting import EXAM, QUIET_S, Painters, Shown, run, showing, take, window

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dicomfs.tree import Inode
+from dicomfs.inode import Inode
 from tests.made import data_set, save
 from tests.support import (
     Running,

@@ -7,11 +7,11 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import read_archived_meta
+from dicomfs.entries import Entry
 from dicomfs.errors import DuplicateRefused
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt, Stored
-from dicomfs.tree import Entry
 from tests.made import RECEIVED, data_set, encoded, tree, walk
 
 RECEIPT = Receipt(ExplicitVRLittleEndian, RECEIVED, "SCANNER", "DICOMFS")

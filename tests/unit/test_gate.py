@@ -11,12 +11,13 @@ from sqlalchemy import select
 
 from dicomfs.gate import EVERYTHING, Gate, Mark
 from dicomfs.index import INDEX_NAME, Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import Header
 from dicomfs.recipes import ENCAPSULATED_PDF
 from dicomfs.removal import Chosen, Remover
 from dicomfs.schema import days, exam_contents, patient_contents
 from dicomfs.spelling import Layout
-from dicomfs.tree import Inode, Kind, Tree
+from dicomfs.tree import Tree
 from tests.made import RECEIVED, add, header, listed, tree, walk
 
 PATIENT, EXAM = Inode(Kind.PATIENT, 1, "jpg"), Inode(Kind.EXAM, 1, "jpg")

@@ -35,6 +35,8 @@ ORDER = (
         "cachefolder",
         "diskcache",
         "gate",
+        "inode",
+        "entries",
         "tree",
         "pools",
         "spans",

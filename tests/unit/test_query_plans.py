@@ -20,12 +20,12 @@ from dicomfs import owners, queries, removal, retired
 from dicomfs import renditions as rendering
 from dicomfs import writer as writing
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
 from dicomfs.renditions import Decision, Key, Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
-from dicomfs.tree import Inode, Kind
 from tests.made import add, header, tree, walk
 
 GROWS = {"CONFLICTS", "_FAILURES", "NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}

@@ -13,15 +13,17 @@ import trio
 import trio.testing
 
 from dicomfs.cache import Cache
+from dicomfs.entries import Disappearance
 from dicomfs.errors import StoreUnavailable
 from dicomfs.gate import Gate
 from dicomfs.index import Index
+from dicomfs.inode import Inode
 from dicomfs.model import Header
 from dicomfs.present import Presenter
 from dicomfs.renditions import Renditions
 from dicomfs.selection import Since
 from dicomfs.spelling import Layout
-from dicomfs.tree import Disappearance, Inode, Tree
+from dicomfs.tree import Tree
 from tests.made import add, header, tree, walk
 
 

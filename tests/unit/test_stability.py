@@ -14,11 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dicomfs.entries import Entry
 from dicomfs.identity import Verdict, compare, identity_of
 from dicomfs.index import Index
+from dicomfs.inode import Inode, Kind
 from dicomfs.model import Header
 from dicomfs.naming import fold
-from dicomfs.tree import Entry, Inode, Kind, Tree
+from dicomfs.tree import Tree
 from tests.made import add, header, tree, walk
 
 NAMES = (

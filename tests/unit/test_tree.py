@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicomfs.archive import DATA_SET_OFFSET
+from dicomfs.entries import Entry
 from dicomfs.index import Index
+from dicomfs.inode import FORMAT_CODES, Inode, Kind, view_key
 from dicomfs.model import Header, PoolWindow
 from dicomfs.naming import fold
 from dicomfs.renditions import Decision, Key, Renditions
 from dicomfs.selection import ANY, Since
 from dicomfs.spelling import DateFormat, Label, Layout, Spelling
-from dicomfs.tree import FORMAT_CODES, Entry, Inode, Kind, Tree, view_key
+from dicomfs.tree import Tree
 from tests.made import RECEIVED, add, header, listed, tree, walk
 
 
