@@ -5,8 +5,8 @@
     jpg/Patient/…  dcm/Patient/…                          several: a folder each
     jpg auto/…  jpg C40 W400/…                            several windows: a folder each, too
 
-Everything here answers at once: it reads the index and what is known of
-renditions, and never renders, waits, or touches an original. Called by `present.py` and `fuse.py`.
+Everything here answers at once: it reads the index and what is known of renditions, and never renders, waits,
+or touches an original. Called by `present.py` and `fuse.py`.
 """
 
 import os
