@@ -1,22 +1,16 @@
-"""The command line: the only module that loads configuration, prints, logs to the console and exits."""
+"""The command line: arguments, configuration, the console's log; most commands have modules of their own."""
 
 import argparse
-import contextlib
-import gc
-import json
 import logging
 import logging.handlers
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,64 +18,28 @@ from typing import Final
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dicomfs import (
     __version__,
+    filescommand,
     forgetting,
-    importer,
     maintenance,
-    offline,
     samba,
-    scp,
-    serve,
+    scpcommand,
+    servecommand,
     service,
     statuscommand,
 )
 from dicomfs import mount as mounting
-from dicomfs.activity import Activity
-from dicomfs.association import Limits
-from dicomfs.commitmentservice import CommitmentService
 from dicomfs.config import STORE_VARIABLE, Settings, load, mount_options, option_help
-from dicomfs.errors import DicomfsError, MountRefused, StoreError, StoreFull, UsageError
-from dicomfs.ingest import Ingest
-from dicomfs.model import Stored
-from dicomfs.peers import address_book
-from dicomfs.reporter import Reporter as ResultReporter
-from dicomfs.runfile import Process, Reporter
+from dicomfs.errors import DicomfsError
+from dicomfs.exitcodes import ALARM, FAILED, OK, STORE_TROUBLE, exit_code
+from dicomfs.progress import progress
 from dicomfs.scpoptions import (
     Flag,
-    ScpOptions,
-    access,
-    for_this_machine,
     import_flags,
-    scp_arguments,
     scp_flags,
-    scp_options,
 )
-from dicomfs.tls import Certificates, calling_context
-
-# Every exit code. Scripts and units rely on them.
-OK: Final = 0
-FAILED: Final = 1
-"""It could not be done, or a bug."""
-USAGE: Final = 2
-"""The command, an option or the configuration is wrong."""
-SOME_REFUSED: Final = 3
-"""`import`, `render`: a DICOM object was refused or cannot be shown, or there was none."""
-STORE_FULL: Final = 4
-STORE_TROUBLE: Final = 5
-"""The store is of another version, is none, or cannot be used now."""
-MOUNT_REFUSED: Final = 6
-ALARM: Final = 7
-"""`status --check`, `scrub`, `reindex`: somebody has to see to something."""
-EXIT_CODES: Final[dict[type[DicomfsError], int]] = {
-    MountRefused: MOUNT_REFUSED,
-    UsageError: USAGE,
-    StoreFull: STORE_FULL,
-    StoreError: STORE_TROUBLE,
-    DicomfsError: FAILED,
-}
 
 MOUNT_HELPER_LIMIT_S: Final = 60.0
 SYSLOG_VARIABLE: Final = "DICOMFS_SYSLOG"
@@ -108,17 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(options, settings)
     except DicomfsError as error:
         _complain(str(error))
-        return _exit_code(error)
+        return exit_code(error)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         # `dicomfs status | head`: nobody reads on, and that is no error.
         sys.stdout = None  # so that the interpreter does not flush it at exit
         return OK
-
-
-def _exit_code(error: DicomfsError) -> int:
-    return next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind))
 
 
 def _complain(text: str) -> None:
@@ -178,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    receive = add("scp", _scp, "Receive images (C-STORE) until stopped.")
+    receive = add("scp", scpcommand.run, "Receive images (C-STORE) until stopped.")
     _add_flags(receive, scp_flags())
 
     mount = add("mount", _mount, "Show the store as folders of pictures, until unmounted or stopped.")
@@ -187,13 +141,17 @@ def _parser() -> argparse.ArgumentParser:
     mount.add_argument("mountpoint", type=Path, help="an empty folder")
     _add_mount(mount)
 
-    take_in = add("import", _import, "Take in DICOM files from disk, the same way as received ones.")
+    take_in = add(
+        "import", filescommand.import_files, "Take in DICOM files from disk, the same way as received ones."
+    )
     take_in.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="files or folders")
     take_in.add_argument("--json", action="store_true", help="print the summary as JSON")
     _add_flags(take_in, import_flags())
 
     render = add(
-        "render", _render, "Write pictures of DICOM files, as a mount of exactly these would show them."
+        "render",
+        filescommand.render,
+        "Write pictures of DICOM files, as a mount of exactly these would show them.",
     )
     render.formatter_class = argparse.RawDescriptionHelpFormatter
     render.epilog = _options_text()
@@ -201,7 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     render.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the folders go")
     _add_mount(render)
 
-    together = add("serve", _serve, "Receive and mount in one command, with a private smbd if asked.")
+    together = add(
+        "serve", servecommand.run, "Receive and mount in one command, with a private smbd if asked."
+    )
     together.formatter_class = argparse.RawDescriptionHelpFormatter
     together.epilog = _options_text()
     together.add_argument("--mount", type=Path, metavar="DIR", required=True, help="an empty folder")
@@ -267,353 +227,11 @@ def _options_text() -> str:
 # Commands
 
 
-def _with_scp(options: argparse.Namespace, settings: Settings) -> Settings:
-    words = vars(options)
-    given = {flag.name: words[flag.name] for flag in scp_flags() if words.get(flag.name) is not None}
-    return replace(settings, scp=scp_options(given, settings.scp))
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[Callable[[], None]]:
-    """Gives a function that waits for SIGTERM or SIGINT; a second one ends the process at once.
-
-    Blocked in every thread and taken with sigwait: a handler could be called for a signal that the
-    kernel gave to another thread only when the main thread next wakes up, which it has no reason to.
-    """
-    stops = {signal.SIGTERM, signal.SIGINT}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)
-
-    def wait() -> None:
-        signal.sigwait(stops)
-        for number in stops:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    try:
-        yield wait
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _scp(options: argparse.Namespace, settings: Settings) -> int:
-    # Only here: a mount answers the sooner without pynetdicom.
-
-    chosen = _with_scp(options, settings).scp
-    service.raise_descriptor_limit()
-    # Before the store: a receiver that cannot start makes none.
-    who, certificates, activity = access(chosen), _certificates(chosen), Activity()
-    with (
-        _stop_signals() as wait_for_stop,
-        Ingest.open(settings.store, chosen.duplicates, chosen.min_free.of) as ingest,
-        CommitmentService(settings.store, _reporter(chosen)) as commitment,
-    ):
-        server = scp.StorageSCP.start(
-            chosen.host,
-            chosen.port,
-            chosen.aet,
-            ingest,
-            access=who,
-            certificates=certificates,
-            activity=activity,
-            commitment=commitment,
-            limits=Limits(
-                associations=chosen.max_associations,
-                of_one_address=chosen.max_associations_per_peer,
-                pdu_bytes=chosen.max_pdu,
-                object_bytes=chosen.max_object,
-                handshake_s=chosen.acse_seconds,
-                idle_s=chosen.idle_seconds,
-                stall_s=chosen.dimse_seconds,
-            ),
-        )
-        _tell_who_may_send(chosen)
-        min_free = chosen.min_free.of(shutil.disk_usage(settings.store).total)
-        process = Process(os.getpid(), time.time(), chosen.aet, server.port, min_free)
-        # What is loaded by now stays: the collector need not look at it again for each some objects.
-        gc.freeze()
-        with Reporter(settings.store, activity, process):
-            service.notify(service.READY, os.environ)
-            wait_for_stop()
-            service.notify(service.STOPPING, os.environ)
-            log.info("stopping: running associations may finish for %d s", chosen.drain_seconds)
-            server.stop(chosen.drain_seconds)
-    return OK
-
-
-def _certificates(chosen: ScpOptions) -> Certificates | None:
-    """None: no TLS. Raises UsageError when the files are wrong."""
-    if chosen.tls_certificate is None:
-        return None
-    client_ca = chosen.tls_ca if chosen.tls_client == "required" else None
-    return Certificates(chosen.tls_certificate, chosen.tls_key, client_ca)
-
-
-def _reporter(chosen: ScpOptions) -> ResultReporter:
-    """Tells senders the results of their storage commitments. Raises UsageError."""
-    certificate, authorities = chosen.tls_certificate, chosen.tls_ca
-    tls = None
-    if certificate is not None and authorities is not None:
-        tls = partial(calling_context, certificate, chosen.tls_key, authorities)
-    return ResultReporter(address_book(chosen.peer), tls)
-
-
-def _tell_who_may_send(chosen: ScpOptions) -> None:
-    if chosen.open:
-        log.warning(
-            "--open: EVERY SENDER IS ACCEPTED%s; keep this port inside the hospital's network",
-            ", the allow-list does not count" if chosen.allow else "",
-        )
-    elif chosen.allow:
-        log.info("senders: %s", ", ".join(map(str, chosen.allow)))
-    else:
-        log.info("senders: programs of this machine")
-    if chosen.tls_certificate is not None and chosen.tls_client == "off":
-        log.warning("tls_client = off: senders need no certificate")
-
-
 def _mount(options: argparse.Namespace, settings: Settings) -> int:
     chosen = mount_options(options.options, settings.mount)
     ready = lambda: service.notify(service.READY, os.environ)  # noqa: E731
     mounting.run(settings.store, options.mountpoint, chosen, ready)
     return OK
-
-
-def _import(options: argparse.Namespace, settings: Settings) -> int:
-    chosen = _with_scp(options, settings).scp
-    way_in = partial(Ingest.open, settings.store, chosen.duplicates, chosen.min_free.of)
-    tally = _take_in(options, way_in, as_json=options.json)
-    return OK if tally.complete else SOME_REFUSED
-
-
-def _take_in(options: argparse.Namespace, way_in: Callable[[], Ingest], *, as_json: bool = False) -> "_Tally":
-    """Take the files of `options.paths` into a store, with progress and summary."""
-    files = importer.find(options.paths)
-    tally = _Tally(len(files))
-    with way_in() as ingest, _progress("importing", len(files), quiet=options.quiet) as advance:
-
-        def done(result: importer.Result) -> None:
-            tally.note(result)
-            advance()
-
-        try:
-            importer.take_in(ingest, files, done)
-        finally:
-            tally.print(as_json=as_json)
-    return tally
-
-
-def _render(options: argparse.Namespace, settings: Settings) -> int:
-    chosen = mount_options(options.options, settings.mount)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {options.output}: {error.strerror}") from error
-    # A store of its own, thrown away afterwards, so that names and pools are exactly a mount's.
-    with tempfile.TemporaryDirectory(prefix="dicomfs-render-") as scratch:
-        store = Path(scratch, "store")
-        tally = _take_in(options, partial(Ingest.open, store))
-        total = offline.count(store, chosen)
-        with _progress("rendering", total, quiet=options.quiet) as advance:
-            written = offline.write_out(store, options.output, chosen, advance)
-    for path, why in written.failed:
-        log.warning("%s cannot be displayed: %s", path, why)
-    print(f"{written.files:8} files in {options.output}")
-    if written.failed:
-        print(f"{len(written.failed):8} of them say why they cannot be displayed")
-    return OK if tally.complete and not written.failed else SOME_REFUSED
-
-
-class _Tally:
-    """What became of the files of one import."""
-
-    def __init__(self, files: int) -> None:
-        self._files = files
-        self._stored: Counter[Stored] = Counter()
-        self._refused: Counter[str] = Counter()
-        self._skipped: Counter[str] = Counter()
-
-    def note(self, result: importer.Result) -> None:
-        """Count one file, and log what needs somebody's attention."""
-        if result.outcome is not None:
-            self._stored[result.outcome.stored] += 1
-            for warning in result.outcome.warnings:
-                log.warning("%s: %s", result.outcome.sop_instance_uid, warning)
-        elif result.is_dicom:
-            self._refused[result.reason] += 1
-            log.warning("refused %s: %s", result.path, result.reason)
-        else:
-            self._skipped[result.reason] += 1
-            log.debug("skipped %s: %s", result.path, result.reason)
-
-    @property
-    def complete(self) -> bool:
-        """True when something was taken in and every DICOM object was."""
-        return bool(self._stored) and not self._refused
-
-    def print(self, *, as_json: bool) -> None:
-        """The summary: what was stored, already there, refused, skipped, and why."""
-        refused, skipped = self._refused.total(), self._skipped.total()
-        left = self._files - self._stored.total() - refused - skipped
-        if as_json:
-            facts: dict[str, object] = {"files": self._files}
-            facts |= {stored.name.lower(): self._stored[stored] for stored in Stored}
-            facts |= {"refused": refused, "skipped": skipped, "not_tried": left}
-            print(json.dumps({**facts, "reasons": self._refused + self._skipped}))
-            return
-        for stored in Stored:
-            if self._stored[stored] or stored is Stored.NEW:
-                print(f"{self._stored[stored]:8} {stored.value}")
-        for word, reasons in (("refused", self._refused), ("skipped", self._skipped)):
-            if reasons:
-                print(f"{reasons.total():8} {word}")
-            for reason, number in reasons.most_common():
-                print(f"{'':8}   {number} × {reason}")
-        if left:
-            print(f"{left:8} not tried")
-
-
-@contextlib.contextmanager
-def _progress(what: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[], None]]:
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
-
-
-def _serve(options: argparse.Namespace, settings: Settings) -> int:
-    settings = _with_scp(options, settings)
-    receive = for_this_machine(settings.scp)
-    access(receive)
-    # Checked here so that a wrong option is an error of this command and not of a part of it.
-    chosen = mount_options(options.options, settings.mount)
-    mounting.check_machine(chosen)
-    mounting.check_mount_point(options.mount.absolute())
-    mounting.check_apart(settings.store, options.mount)
-    program = [sys.executable, "-m", "dicomfs.cli"]
-    part_of_us = {**os.environ, service.PARENT_VARIABLE: str(os.getpid())}
-    common = ["--store", str(settings.store)]
-    for name in ("config", "verbose", "quiet"):
-        value = getattr(options, name)
-        if value:
-            common += [f"--{name}"] if value is True else [f"--{name}", str(value)]
-    receive = replace(receive, port=receive.port or _free_port())
-    host, port = receive.host, receive.port
-    _check_free(host, port)
-    if options.samba_port is not None:
-        if not 0 < options.samba_port <= 65535:
-            raise UsageError(f"samba-port {options.samba_port}: must be from 1 to 65535")
-        _check_free("127.0.0.1", options.samba_port)
-    address = "127.0.0.1" if host in ("", "0.0.0.0") else host  # noqa: S104
-    parts = [
-        serve.Part(
-            "the receiver (scp)",
-            [*program, "scp", *common, *scp_arguments(receive)],
-            lambda: _connects(address, port),
-            part_of_us,
-        ),
-        serve.Part(
-            "the mount",
-            [
-                *program,
-                "mount",
-                *common,
-                str(options.mount),
-                *(x for o in options.options for x in ("-o", o)),
-            ],
-            lambda: _is_mounted(options.mount),
-            part_of_us,
-            revival=serve.Revival(lambda: _clear_mount(options.mount), lambda: _close_share(smbd)),
-        ),
-    ]
-    smbd: samba.PreparedSmbd | None = None
-    with contextlib.ExitStack() as scratch:
-        if options.samba_port is not None:
-            folder = Path(scratch.enter_context(_scratch_folder()))
-            smbd = samba.prepare(folder, options.mount.absolute(), options.samba_port)
-            parts.append(
-                serve.Part(
-                    "smbd",
-                    smbd.argv,
-                    lambda: _connects("127.0.0.1", smbd.port),
-                    environment=smbd.env,
-                )
-            )
-
-        def ready() -> None:
-            log.info("receiving as %s on %s port %d", receive.aet, host or "all addresses", port)
-            if receive.host != settings.scp.host:
-                log.warning(
-                    "images are received from this machine only: name the scanners with --allow, or --open"
-                )
-            log.info("pictures in %s", options.mount)
-            if smbd is not None:
-                log.info("shared as //127.0.0.1:%d/%s", smbd.port, smbd.share_name)
-            service.notify(service.READY, os.environ)
-
-        try:
-            serve.run(parts, ready)
-        finally:
-            # The parts that would show it are gone too.
-            _clear_mount(options.mount)
-    return OK
-
-
-def _clear_mount(mountpoint: Path) -> None:
-    """A mount process that was killed leaves its mount."""
-    if _is_mounted(mountpoint):
-        mounting.unmount(mountpoint.absolute().parent.resolve() / mountpoint.name)
-
-
-def _close_share(smbd: samba.PreparedSmbd | None) -> None:
-    """Sessions that hold the former mount are refused everything until they connect to the share anew."""
-    if smbd is None or not smbd.close_share:
-        return
-    done = subprocess.run(smbd.close_share, env=smbd.env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        log.warning("clients of the share must connect anew: smbcontrol said %s", done.stderr.strip())
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[str]:
-    import tempfile  # noqa: PLC0415  only with a private smbd
-
-    with tempfile.TemporaryDirectory(prefix="dicomfs-smbd-") as folder:
-        yield folder
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _check_free(host: str, port: int) -> None:
-    """Else whoever listens there already would be taken for our part. Raises UsageError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UsageError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-
-
-def _connects(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
-        return True
-    return False
-
-
-def _is_mounted(mountpoint: Path) -> bool:
-    # Only the parent is looked at: the mount itself may be dead, and then even a stat fails.
-    point = mountpoint.absolute().parent.resolve() / mountpoint.name
-    return any(m.point == point and m.type == f"fuse.{mounting.TYPE_NAME}" for m in mounting.mounts())
 
 
 def _status(options: argparse.Namespace, settings: Settings) -> int:
@@ -633,7 +251,7 @@ def _forget(options: argparse.Namespace, settings: Settings) -> int:
 def _scrub(options: argparse.Namespace, settings: Settings) -> int:
     is_clean = maintenance.run_scrub(
         settings.store,
-        partial(_progress, quiet=options.quiet),
+        partial(progress, quiet=options.quiet),
         quick=options.quick,
         repair=options.repair,
         as_json=options.json,
@@ -642,7 +260,7 @@ def _scrub(options: argparse.Namespace, settings: Settings) -> int:
 
 
 def _reindex(options: argparse.Namespace, settings: Settings) -> int:
-    watch = partial(_progress, quiet=options.quiet)
+    watch = partial(progress, quiet=options.quiet)
     is_clean = maintenance.run_reindex(settings.store, watch, as_json=options.json)
     return OK if is_clean else ALARM
 
@@ -689,7 +307,7 @@ def mount_helper(arguments: Sequence[str] | None = None) -> int:
         mounting.check_mount_point(options.mountpoint.absolute())
     except DicomfsError as error:
         _complain(str(error))
-        return _exit_code(error)
+        return exit_code(error)
     if options.f:
         return OK
     argv = [sys.executable, "-m", "dicomfs.cli", "mount", "--store", str(options.store)]
@@ -715,7 +333,7 @@ def mount_helper(arguments: Sequence[str] | None = None) -> int:
 def _when_mounted(process: "subprocess.Popen[bytes]", mountpoint: Path) -> int:
     deadline = time.monotonic() + MOUNT_HELPER_LIMIT_S
     while process.poll() is None and time.monotonic() < deadline:
-        if _is_mounted(mountpoint):
+        if mounting.is_mounted(mountpoint):
             return OK
         time.sleep(0.05)
     if process.poll() is None:

@@ -251,3 +251,10 @@ async def _obey_signals(publisher: Publisher, statistics: Callable[[], str]) -> 
             log.info("stopping: %s", signal.Signals(number).name)
             await publisher.stop()
             pyfuse3.terminate()
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether a mount of ours is there, dead or alive."""
+    # Only the parent is looked at: the mount itself may be dead, and then even a stat fails.
+    point = mountpoint.absolute().parent.resolve() / mountpoint.name
+    return any(m.point == point and m.type == f"fuse.{TYPE_NAME}" for m in mounts())

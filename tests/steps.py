@@ -112,7 +112,7 @@ _ARCHIVE: Final = "dicomfs.archive:"
 _SQL: Final = "tests.steps:Statements.execute"
 _SEND: Final = "dicomfs.connection:Connection.send"
 """The first call answers the association request, the second the C-STORE request."""
-_TELL: Final = "dicomfs.cli:_Tally.note"
+_TELL: Final = "dicomfs.filescommand:Tally.note"
 
 STEPS: Final = (
     Step(

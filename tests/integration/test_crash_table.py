@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dicomfs import cli
+from dicomfs import cli, exitcodes
 from dicomfs.archive import sync_directory
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
@@ -74,7 +74,7 @@ class Stage:
             code = cli.main([*import_words(self.store, self._policy), str(self.object)])
             if power is not None:
                 power.lose_power()
-            return code == cli.OK
+            return code == exitcodes.OK
         with Ingest.open(self.store, self._policy) as ingest:
             scp = StorageSCP.start(LOCALHOST, 0, "DICOMFS", ingest)
             argv = _storescu(scp.port, self.object)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydicom import dcmread
 
-from dicomfs import cli
+from dicomfs import cli, exitcodes
 from tests.phantom import cine
 from tests.support import command_line, mounted, require_fuse, running, shipped
 from tests.videos import COLOURS, H264, ROWS, TOLERANCE, encoded, painted, save
@@ -35,11 +35,11 @@ def test_it_writes_what_a_mount_shows(tmp_path: Path) -> None:
     files = [str(path) for path in samples(tmp_path / "cine")]
     store, point, output = (tmp_path / name for name in ("store", "mnt", "out"))
     point.mkdir()
-    assert cli.main(["import", "-q", "--store", str(store), *files]) == cli.OK
+    assert cli.main(["import", "-q", "--store", str(store), *files]) == exitcodes.OK
     argv = command_line("mount", "--store", store, point, "-o", OPTIONS)
     with running(argv, tmp_path / "log", lambda: mounted(point), "the mount", mountpoint=point):
         shown = contents(point)
-    assert cli.main(["render", "-q", "--output", str(output), "-o", OPTIONS, *files]) == cli.OK
+    assert cli.main(["render", "-q", "--output", str(output), "-o", OPTIONS, *files]) == exitcodes.OK
     written = contents(output)
     # The archived file names its time of receipt, and the two were received apart; the pictures are equal.
     assert {n: c for n, c in written.items() if n[:3] != "dcm"} == {
@@ -64,7 +64,7 @@ def test_what_cannot_be_shown_is_named_and_told_by_the_exit_code(tmp_path: Path)
         text=True,
         check=False,
     )
-    assert done.returncode == cli.SOME_REFUSED
+    assert done.returncode == exitcodes.SOME_REFUSED
     assert "cannot be displayed" in done.stderr
     (notice,) = (tmp_path / "out").rglob("*.jpg")
     assert notice.read_bytes()[:2] == b"\xff\xd8"
@@ -75,7 +75,7 @@ def test_an_output_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     path = str(shipped("CT_small.dcm"))
-    assert cli.main(["render", "-q", "--output", str(tmp_path / "file"), path]) == cli.USAGE
+    assert cli.main(["render", "-q", "--output", str(tmp_path / "file"), path]) == exitcodes.USAGE
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
@@ -85,7 +85,7 @@ def test_frames_of_a_video_are_files_as_those_of_any_run(tmp_path: Path) -> None
     output = tmp_path / "out"
     argv = command_line("render", "--output", output, tmp_path / "v.dcm", "-o", "formats=png+json")
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.OK, done.stderr
+    assert done.returncode == exitcodes.OK, done.stderr
     written = sorted(output.rglob("*.png"))
     assert [path.stem for path in written] == [f"Scope_0_0_{n}" for n in range(1, len(COLOURS) + 1)]
     assert len(list(output.rglob("*.json"))) == 1

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
-from dicomfs import cli
+from dicomfs import cli, exitcodes
 from tests.phantom import cine
 from tests.support import command_line, mounted, require_fuse, running, shipped
 
@@ -46,7 +46,7 @@ def test_formats_and_windows_side_by_side(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "cine").mkdir()
     ct = str(shipped("CT_small.dcm"))
     paths = [ct, *map(str, cine(tmp_path / "cine", slices=1, phases=3)), str(report(tmp_path / "report.dcm"))]
-    assert cli.main(["import", "-q", "--store", str(store), *paths]) == cli.OK
+    assert cli.main(["import", "-q", "--store", str(store), *paths]) == exitcodes.OK
     options = "formats=png+png16+pdf+json+dcm,window=auto+full+40/400"
     argv = command_line("mount", "--store", store, point, "-o", options)
     with running(argv, tmp_path / "log", lambda: mounted(point), "the mount", mountpoint=point):
@@ -82,13 +82,13 @@ def test_formats_and_windows_side_by_side(tmp_path: Path, capsys: pytest.Capture
 
         capsys.readouterr()
         cine_file = next(path for path in found["png auto"] if "FIESTA" in path.name)
-        assert cli.main(["status", "--store", str(store), str(cine_file)]) == cli.OK
+        assert cli.main(["status", "--store", str(store), str(cine_file)]) == exitcodes.OK
         told = capsys.readouterr().out
         assert "over 3 images" in told
         assert "window=auto" in told
         assert "Demo Cine" in told.splitlines()[0]
         assert not any("Cine" in line for line in told.splitlines()[1:])
-        assert cli.main(["status", "--store", str(store), str(tmp_path)]) == cli.USAGE
+        assert cli.main(["status", "--store", str(store), str(tmp_path)]) == exitcodes.USAGE
 
 
 def test_one_phase_is_not_brighter_than_another(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_two_views_of_one_store_at_once(tmp_path: Path, capsys: pytest.CaptureFi
     for folder in (plain, other, tmp_path / "cine"):
         folder.mkdir()
     sources = [str(shipped("CT_small.dcm")), *map(str, cine(tmp_path / "cine", slices=1, phases=2))]
-    assert cli.main(["import", "-q", "--store", str(store), *sources]) == cli.OK
+    assert cli.main(["import", "-q", "--store", str(store), *sources]) == exitcodes.OK
     options = "formats=png,layout=date/patient,label=name-id,date_format=%d.%m.%Y,pad=3,modality=MR"
     ct = dcmread(sources[0])
     with (
@@ -145,9 +145,9 @@ def test_two_views_of_one_store_at_once(tmp_path: Path, capsys: pytest.CaptureFi
         series = f"{mr.SeriesDescription}_{int(mr.SeriesNumber):03}"
         assert pictures == [f"{series}_001.png", f"{series}_002.png"]
         capsys.readouterr()
-        assert cli.main(["status", "--store", str(store), str(patient / pictures[0])]) == cli.OK
+        assert cli.main(["status", "--store", str(store), str(patient / pictures[0])]) == exitcodes.OK
         assert str(mr.SOPInstanceUID) in capsys.readouterr().out
         shown = {path.relative_to(other): path.read_bytes() for path in files(other)}
     argv = ["render", "-q", "--output", str(output), "-o", options, *sources]
-    assert cli.main(argv) == cli.OK
+    assert cli.main(argv) == exitcodes.OK
     assert {path.relative_to(output): path.read_bytes() for path in files(output)} == shown

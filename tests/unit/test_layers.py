@@ -57,6 +57,7 @@ ORDER = (
     ),
     *("samba", "service", "serve", "forgetting"),
     *("status", "metrics", "statusview", "statuscommand", "maintenance"),
+    *("exitcodes", "progress", "scpcommand", "servecommand", "filescommand"),
     "cli",
 )
 RECEIVE = {
@@ -109,7 +110,8 @@ PRESENT = {
     "fuse",
     "mount",
 }
-BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand", "cli"}
+BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand"}
+BOTH |= {"servecommand", "filescommand", "cli"}
 """Where receiving and presenting may meet."""
 
 CODECS = {"pixels", "codestream", "video"}
@@ -133,7 +135,7 @@ HOME = {
     "prometheus_client": {"metrics"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
-    "rich": {"cli"},
+    "rich": {"cli", "progress"},
     "sqlalchemy": {"schema", "statement", "queries", "database", "owners", "retired", "writer", "index"}
     | {"removal", "census"}
     | {"renditions", "commitments"},
