@@ -21,6 +21,7 @@ from typing import Final
 from dicomfs.archive import Archive, digest_and_sequence, storage_errors, sync_directory
 from dicomfs.errors import UsageError
 from dicomfs.index import Index
+from dicomfs.lock import mending
 from dicomfs.removal import Chosen, Plan, Remover
 
 PENDING: Final = "pending.json"
@@ -48,8 +49,14 @@ def carry_out(archive: Archive, index: Index, chosen: Chosen, token: str) -> tup
     """Forget what was planned, durably; returns the plan and the folder that has the originals now.
 
     Raises UsageError when what would go is no longer what the token stands for (nothing is changed),
-    StoreFull or StoreUnavailable (it is completed or undone by the next `finish`).
+    StoreFull or StoreUnavailable (it is completed or undone by the next `finish`; also while originals are
+    being repaired: what is half forgotten would be taken in again).
     """
+    with mending(archive.root):
+        return _carry_out(archive, index, chosen, token)
+
+
+def _carry_out(archive: Archive, index: Index, chosen: Chosen, token: str) -> tuple[Plan, Path]:
     with storage_errors("the store"), index.transaction() as connection:
         remover = Remover(connection)
         planned = remover.plan(chosen)

@@ -1,12 +1,16 @@
 """Who uses a store: an advisory lock that everybody shares who has the index open, and a rebuild has alone.
 
-The lock belongs to the open file, so that the kernel lets go of it whatever becomes of the process; the
-file `lock` itself is empty and stays. Called by `index.py` (shared) and `reindex.py` (alone).
+Another one, on the folder of originals, is held by whoever takes some out or repairs them, one at a time. A
+lock belongs to the open file, so that the kernel lets go of it whatever becomes of the process; the file
+`lock` itself is empty and stays. Called by `index.py` (shared) and `reindex.py` (alone); the other one by
+`scrub.py` and `forget.py`.
 """
 
 import errno
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -33,13 +37,13 @@ class StoreLock:
                 raise StoreUnavailable(f"this user may not write to {store}")
             return
         try:
-            fcntl.flock(self._fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError as error:
-            holders = _holders(self._fd)
+            holders = _lock(self._fd, path, alone=alone)
+        except StoreUnavailable:
             self.close()
-            if error.errno != errno.EWOULDBLOCK:
-                raise StoreUnavailable(f"{path} cannot be locked: {error.strerror}") from error
-            raise StoreUnavailable(_in_use(store, holders, alone=alone)) from None
+            raise
+        if holders is not None:
+            self.close()
+            raise StoreUnavailable(_in_use(store, holders, alone=alone))
 
     def close(self) -> None:
         """Let go of it."""
@@ -52,6 +56,33 @@ class StoreLock:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def mending(originals: Path) -> Iterator[None]:
+    """Around what takes originals out of that folder or repairs them: alone, or StoreUnavailable at once."""
+    try:
+        fd = os.open(originals, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StoreUnavailable(f"{originals} cannot be opened: {error.strerror}") from error
+    try:
+        holders = _lock(fd, originals, alone=True)
+        if holders is not None:
+            raise StoreUnavailable(f"{_named(holders)} is at work in {originals}: try again when it is done")
+        yield
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int, path: Path, *, alone: bool) -> list[str] | None:
+    """Lock it; or who holds it, as far as that can be seen. Raises StoreUnavailable if it cannot be locked."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno != errno.EWOULDBLOCK:
+            raise StoreUnavailable(f"{path} cannot be locked: {error.strerror}") from error
+        return _holders(fd)
+    return None
 
 
 def _open(path: Path) -> int:
@@ -74,10 +105,13 @@ def _open(path: Path) -> int:
 
 
 def _in_use(store: Path, holders: list[str], *, alone: bool) -> str:
-    who = ", ".join(holders) or "a process that this user may not see"
     if alone:
-        return f"the store {store} is in use: stop {who} first"
-    return f"the index of {store} is being rebuilt by {who}: try again when it is done"
+        return f"the store {store} is in use: stop {_named(holders)} first"
+    return f"the index of {store} is being rebuilt by {_named(holders)}: try again when it is done"
+
+
+def _named(holders: list[str]) -> str:
+    return ", ".join(holders) or "a process that this user may not see"
 
 
 def _holders(fd: int) -> list[str]:

@@ -22,6 +22,7 @@ from dicomfs.errors import BadInstance, StoreUnavailable, UnreadableDataSet
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest
+from dicomfs.lock import mending
 from dicomfs.model import Duplicates, Receipt, Stored
 from dicomfs.rows import RecordedOriginal
 from dicomfs.verify import Examined, content, examine, foreign_folders, identity, names, relabel
@@ -43,8 +44,8 @@ def scrub(
     `quick`: all but the content of data sets. `repair`: damaged originals are moved to `damaged/`, so that
     sending them again repairs them (as it does when they are missing); orphans are taken in as if they
     were received now, with the time and sender that they bear; wrong numbers in names are put right; file
-    meta information is written anew; abandoned spool files are removed. `found` is told of each finding
-    at once.
+    meta information is written anew; abandoned spool files are removed; meanwhile nothing can be forgotten.
+    `found` is told of each finding at once.
 
     Raises StoreMismatch, StoreUnavailable, StoreFull.
     """
@@ -55,6 +56,7 @@ def scrub(
         if not archive.root.is_dir():
             raise StoreUnavailable(f"{archive.root} is not there: is its disk mounted?")
         if repair:
+            ending.enter_context(mending(archive.root))
             # Or what is half forgotten would look like an orphan, and be taken in again.
             forget.finish(archive, index)
         work = _Scrub(store, archive, index, ending, quick=quick, repair=repair, found=found)

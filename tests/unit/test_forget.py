@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dicomfs import forget, importer
+from dicomfs import forget, importer, lock
 from dicomfs.archive import Archive
 from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import StoreUnavailable, UsageError
@@ -247,6 +247,39 @@ def test_a_scrub_that_repairs_takes_in_nothing_that_is_half_forgotten(
             forget.carry_out(Archive(store), index, JANE, token)
     scrub(store, repair=True)
     assert index.counts().instances == 1
+    assert len(aside(store)) == 3
+
+
+def test_nothing_is_repaired_while_something_is_being_forgotten(
+    store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Archive(store)
+    token = forget.plan(index, JANE).token
+    asked: list[Path] = []
+
+    def moving(pending: Path, *_: object) -> None:
+        # Rows are gone and files are not: to a scrub they are orphans.
+        asked.append(pending)
+        with pytest.raises(StoreUnavailable, match=r"process \d+\) is at work in .*archive: try again"):
+            scrub(store, repair=True)
+        assert scrub(store).originals == 1  # who only looks may look
+
+    with monkeypatch.context() as patch:
+        patch.setattr(forget, "_finish", moving)
+        patch.setattr(lock, "_command", lambda pid: f"dicomfs forget (process {pid})")
+        forget.carry_out(archive, index, JANE, token)
+    assert asked
+    scrub(store, repair=True)
+    assert (index.counts().instances, len(aside(store))) == (1, 3)
+
+
+def test_nothing_is_forgotten_while_something_is_being_repaired(store: Path, index: Index) -> None:
+    archive, token = Archive(store), forget.plan(index, JANE).token
+    with lock.mending(archive.root), pytest.raises(StoreUnavailable, match="is at work"):
+        forget.carry_out(archive, index, JANE, token)
+    assert index.counts().instances == 3
+    assert not aside(store)
+    forget.carry_out(archive, index, JANE, token)
     assert len(aside(store)) == 3
 
 
