@@ -75,7 +75,7 @@ def mending(originals: Path) -> Iterator[None]:
 
 
 def _lock(fd: int, path: Path, *, alone: bool) -> list[str] | None:
-    """Lock it; or who holds it, as far as that can be seen. Raises StoreUnavailable if it cannot be locked."""
+    """Lock it; or who holds it, as far as that can be seen. Raises StoreUnavailable if that fails."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except OSError as error:
