@@ -164,6 +164,15 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, where: object, name: str, call: i
     monkeypatch.setattr(where, name, function)
 
 
+def half_forget(store: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are gone and files are not moved: whoever was at it has been killed."""
+    token = forget.plan(index, JANE).token
+    with monkeypatch.context() as patch:
+        killed_at(patch, forget, "finish")
+        with pytest.raises(Killed):
+            forget.carry_out(Archive(store), index, JANE, token)
+
+
 @pytest.mark.parametrize(
     ("step", "is_done"),
     [
@@ -207,11 +216,7 @@ def test_killed_between_two_steps(
 def test_what_comes_in_again_before_it_is_moved_stays(
     store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = forget.plan(index, JANE).token
-    with monkeypatch.context() as patch:
-        killed_at(patch, forget, "finish")
-        with pytest.raises(Killed):
-            forget.carry_out(Archive(store), index, JANE, token)
+    half_forget(store, index, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(forget, "finish", lambda *_: None)
         assert take(store, store.parent / "0.dcm") == [Stored.NEW]
@@ -225,11 +230,7 @@ def test_what_comes_in_again_before_it_is_moved_stays(
 def test_a_rebuild_brings_back_nothing_that_is_half_forgotten(
     store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = forget.plan(index, JANE).token
-    with monkeypatch.context() as patch:
-        killed_at(patch, forget, "finish")
-        with pytest.raises(Killed):
-            forget.carry_out(Archive(store), index, JANE, token)
+    half_forget(store, index, monkeypatch)
     index.close()  # a rebuild wants to be alone
     assert reindex(store).is_clean
     assert len(aside(store)) == 3
@@ -240,11 +241,7 @@ def test_a_rebuild_brings_back_nothing_that_is_half_forgotten(
 def test_a_scrub_that_repairs_takes_in_nothing_that_is_half_forgotten(
     store: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    token = forget.plan(index, JANE).token
-    with monkeypatch.context() as patch:
-        killed_at(patch, forget, "finish")
-        with pytest.raises(Killed):
-            forget.carry_out(Archive(store), index, JANE, token)
+    half_forget(store, index, monkeypatch)
     scrub(store, repair=True)
     assert index.counts().instances == 1
     assert len(aside(store)) == 3
