@@ -205,7 +205,7 @@ class Ahead:
             walk.asked = trio.current_time()
 
     def rendering(self) -> None:
-        """Somebody waits for a picture that has to be rendered."""
+        """Somebody waits for a picture that has to be rendered, or soon will."""
         self._people_until = trio.current_time() + PEOPLE_S
 
     def begin(self, sequence: int) -> None:
