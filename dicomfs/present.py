@@ -78,7 +78,7 @@ class Presenter:
             Prefetch(
                 tree,
                 cache.__contains__,
-                lambda inode, picture: self._contents(inode, picture, Urgency.NEXT, is_use=False),
+                self._render_next,
                 # One more than there are processes, so that none waits for us between two pictures.
                 tasks=processes + 1,
             )
@@ -181,21 +181,22 @@ class Presenter:
         picture = self.tree.picture(inode)
         if picture is None:
             return None
-        return await self._contents(inode, picture, urgency, opening=opening, is_use=is_use)
+        # Asked before the render: what was announced then is what the caller may have been told.
+        announced = self._renditions.size(picture.key)
+        return await self._contents(inode, picture, announced, urgency, opening=opening, is_use=is_use)
 
     async def _contents(
         self,
         inode: Inode,
         picture: Picture,
+        announced: int | None,
         urgency: Urgency = Urgency.WAITED,
         *,
         opening: bool = False,
         is_use: bool = True,
     ) -> bytes:
-        """As `contents`, of a file that has just been looked up."""
+        """As `contents`, of a file that has just been looked up, and with it the size that is announced."""
         at_hand = self._at_hand
-        # Asked before the render: what was announced then is what the caller may have been told.
-        announced = self._renditions.size(picture.key)
         data = self._cache.peek(picture.key, is_use=is_use)
         if opening and self._prefetch is not None:
             self._prefetch.opened(picture, was_kept=data is not None)
@@ -263,12 +264,13 @@ class Presenter:
         known = self._renditions.size(picture.key)
         if known is not None:
             return known
-        with self._ahead.reader(inode) if self._ahead is not None else nullcontext():
+        reader = self._ahead.reader(picture.folder, picture.cookie) if self._ahead is not None else None
+        with reader or nullcontext():
             if self.tree.is_uncompressed(inode):
                 await self._tell_lengths([picture], Urgency.WAITED)
                 if (known := self._renditions.size(picture.key)) is not None:
                     return known
-            return len(await self._contents(inode, picture))
+            return len(await self._contents(inode, picture, None))
 
     async def _tell_lengths(self, pictures: Sequence[Picture], urgency: Urgency) -> None:
         """Announce sizes that are certain without a render; pictures of one recipe."""
@@ -287,6 +289,11 @@ class Presenter:
         if self._ahead is not None:
             self._ahead.seen(inode)
 
+    async def _render_next(self, inode: Inode, picture: Picture) -> None:
+        """See `prefetch.Prefetch`."""
+        announced = self._renditions.size(picture.key)
+        await self._contents(inode, picture, announced, Urgency.NEXT, is_use=False)
+
     async def _render_ahead(self, inodes: Sequence[Inode], effort: Effort) -> None:
         """See `ahead.Render`."""
         urgency = Urgency.WAITED if effort is Effort.WANTED else Urgency.SPARE
@@ -300,7 +307,7 @@ class Presenter:
                 window = await self._pools.window(picture, urgency=urgency)
                 await self._render(inode, picture, window, urgency, is_use=False, is_kept=False)
             else:
-                await self._contents(inode, picture, urgency, is_use=False)
+                await self._contents(inode, picture, None, urgency, is_use=False)
 
     def _unknown(self, inodes: Sequence[Inode]) -> list[tuple[Inode, Picture]]:
         """Those of which there is a picture and no size."""

@@ -453,7 +453,8 @@ class Tree:
         source = Source(self._archive.path(row.hash, row.original), frame, row.layout)
         pool = row.pool if view.policy else ""
         folder, name = Inode(Kind.EXAM, row.exam, view.key), _parts(row, inode.frame, view)
-        return Picture(key, source, recipe, pool, view.policy, folder, name)
+        cookie = row.id << 14 | inode.frame
+        return Picture(key, source, recipe, pool, view.policy, folder, cookie, name)
 
     def beside(self, folder: Inode, name: FileName) -> tuple[Inode, Picture] | None:
         """The rendered file that bears exactly this name in an exam, if it is shown, and how to render it."""
