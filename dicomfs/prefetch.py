@@ -1,8 +1,8 @@
 """The next pictures of somebody who steps through a series, rendered before he asks for them.
 
-Decided by `stepping.py` from what is opened; background work, which yields to everybody who waits, and into
-the cache only. Of pictures that are in memory already nothing is noted: the next ones are likely there, too.
-Called by `present.py`, on trio's thread.
+Decided by `stepping.py` from what is opened; it yields to everybody who waits, and goes into the cache only.
+Of pictures that are in memory already nothing is noted: the next ones are likely there, too. Called by
+`present.py`, on trio's thread.
 """
 
 import logging
@@ -44,7 +44,7 @@ class Prefetch:
         *,
         tasks: int,
     ) -> None:
-        """`is_kept`: whether a picture is in memory; `render`: puts it there, as background work.
+        """`is_kept`: whether a picture is in memory; `render`: puts it there, as `Urgency.NEXT`.
 
         `tasks`: how many at once. `render` raises RenderFailed or StoreUnavailable.
         """

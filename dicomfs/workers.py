@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 WORKER_COMMAND = (sys.executable, "-P", "-m", "dicomfs.worker")
 """`-P`: nothing that lies in the current folder is imported."""
 READY_AT_ONCE = 4
-"""So many processes are started at once, the others on demand: each takes some 50 MB before its first job."""
+"""So many processes are started at once, the others on demand: each takes 30 MB before its first job."""
 QUICK_S = 0.05
 """What somebody is about to ask for may have all processes as long as it takes less than this: so long do
 others wait behind it."""
