@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -543,19 +544,22 @@ def test_hurried_job_goes_before_those_of_its_kind(
     run(main)
 
 
-def test_one_of_two_workers_is_kept_free_of_background_work(command: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("urgency", [Urgency.NEXT, Urgency.SPARE])
+def test_one_of_two_workers_is_kept_free_of_what_may_be_slow(
+    command: tuple[str, ...], tmp_path: Path, urgency: Urgency
+) -> None:
     async def main() -> None:
         gates = [Gate(tmp_path, str(number)) for number in range(2)]
         async with running(command, 2) as workers, trio.open_nursery() as nursery:
 
-            async def background(gate: Gate) -> None:
-                await workers.render(gate.source, RECIPE, None, urgency=Urgency.SPARE)
+            async def unwaited(gate: Gate) -> None:
+                await workers.render(gate.source, RECIPE, None, urgency=urgency)
 
-            nursery.start_soon(background, gates[0])
+            nursery.start_soon(unwaited, gates[0])
             await until(gates[0].somebody_waits)
-            nursery.start_soon(background, gates[1])
+            nursery.start_soon(unwaited, gates[1])
             await until(lambda: workers.statistics().waiting == 1)
-            # The user is served by the other worker while all background work is stuck.
+            # The user is served by the other worker while all that nobody waits for is stuck.
             assert await say(workers, "large=256") == bytes(range(256))
             assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
             gates[0].open()
@@ -571,29 +575,15 @@ def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
     monkeypatch.setattr(rendering, "QUICK_S", 0.5)
 
     async def main() -> None:
-        gates = [Gate(tmp_path, str(number)) for number in range(4)]
+        gates = [Gate(tmp_path, str(number)) for number in range(2)]
         async with running(command, 2) as workers, trio.open_nursery() as nursery:
-
-            async def ahead(gate: Gate) -> None:
-                await workers.render(gate.source, RECIPE, None, urgency=Urgency.NEXT)
-
-            nursery.start_soon(ahead, gates[0])
-            await until(gates[0].somebody_waits)
-            nursery.start_soon(ahead, gates[1])
-            await until(lambda: workers.statistics().waiting == 1)
-            # The other one is for whoever waits.
-            assert await say(workers, "large=256") == bytes(range(256))
-            assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
-            gates[0].open()
-            await until(gates[1].somebody_waits)
-            gates[1].open()
             for _ in range(20):
                 await say(workers, "large=256", urgency=Urgency.NEXT)
-            for gate in gates[2:]:
-                nursery.start_soon(ahead, gate)
-            for gate in gates[2:]:
+            for gate in gates:
+                nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
+            for gate in gates:
                 await until(gate.somebody_waits)
-            for gate in gates[2:]:
+            for gate in gates:
                 gate.open()
 
     run(main)
