@@ -43,6 +43,8 @@ STARVED_S: Final = 1.0
 """Then it goes on, one picture at a time, even if people wait without end."""
 FAILED_S: Final = 1.0
 """After a picture that cannot be had now: when none can, what is to be warmed must not run out."""
+_SEEN_S: Final = 0.5
+"""Who asks for files whose sizes are known is noted so often."""
 _PAGE: Final = 32
 _FAR: Final = 256
 """Files of a folder that are kept in mind while pools are being decided."""
@@ -162,13 +164,8 @@ class Ahead:
     # What others tell
 
     @contextmanager
-    def reader(self, inode: Inode) -> Iterator[None]:
-        """Around an ask for the size of a file that is not known."""
-        place = self._tree.place_of(inode)
-        if place is None:
-            yield
-            return
-        folder, here = place
+    def reader(self, folder: Inode, here: int) -> Iterator[None]:
+        """Around an ask for the size of a file that is not known, by its cookie in the folder."""
         if not self._is_second(folder):
             yield
             return
@@ -198,14 +195,14 @@ class Ahead:
         """Somebody is still busy in a folder: he lists it, or asks for a file whose size is known."""
         if inode.kind is Kind.EXAM:
             self._is_second(inode)
-        elif not self._walks:
-            return
+        elif not any(walk.asked + _SEEN_S < trio.current_time() for walk in self._walks.values()):
+            return  # Nobody is about to be taken for gone, and to find the folder costs a query.
         place = self._tree.place_of(inode) if inode.kind is Kind.FILE else (inode, 0)
         if place is not None and (walk := self._walks.get(place[0])) is not None:
             walk.asked = trio.current_time()
 
     def rendering(self) -> None:
-        """Somebody waits for a picture that has to be rendered."""
+        """Somebody waits for a picture that has to be rendered, or soon will."""
         self._people_until = trio.current_time() + PEOPLE_S
 
     def begin(self, sequence: int) -> None:

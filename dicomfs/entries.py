@@ -64,6 +64,8 @@ class Picture:
     """Which kind of decision (`recipes.pool_policy`)."""
     folder: Inode
     """Those who wait for pictures of different folders take turns."""
+    cookie: int
+    """Where it is listed there (`Tree.listing`)."""
     name: FileName
 
 

@@ -19,6 +19,7 @@ from dicomfs.inode import LAST_VERSION
 from dicomfs.model import PoolWindow, Source
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.tree import Tree
+from dicomfs.turns import Urgency
 from dicomfs.workers import Workers
 
 QUIET_S: Final = 5.0
@@ -45,15 +46,15 @@ class Pools:
         self._index = index
         self._renditions = renditions
         self._quiet_s = quiet_s
-        self._decisions: Cache[tuple[str, str, int, bool], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
-        """By what is decided, and whether as background work: whoever waits must not wait behind that."""
+        self._decisions: Cache[tuple[str, str, int, Urgency], Decision] = Cache(_DECISIONS_KEPT, lambda _: 1)
+        """By what is decided, and how urgently: whoever waits must not wait behind background work."""
         self._deciding: set[tuple[str, str, int]] = set()
         self._growing: dict[str, float] = {}
         """Pools that had arrivals, with the time of the latest (trio's clock, seconds)."""
 
     # Deciding
 
-    async def window(self, picture: Picture, *, background: bool) -> PoolWindow | None:
+    async def window(self, picture: Picture, *, urgency: Urgency) -> PoolWindow | None:
         """What is decided for a picture's pool in its version; None when it has none.
 
         Decided now if nobody has. Raises RenderFailed, StoreUnavailable.
@@ -62,7 +63,7 @@ class Pools:
             return None
         case = _case(picture)
         decision = await self._decisions.get(
-            (*case, background), lambda: self._decide(*case, background=background, asker=picture.folder)
+            (*case, urgency), lambda: self._decide(*case, urgency=urgency, asker=picture.folder)
         )
         return decision.window
 
@@ -71,14 +72,14 @@ class Pools:
         return _case(picture) in self._deciding
 
     async def _decide(
-        self, pool: str, policy: str, version: int, *, background: bool, asker: Hashable
+        self, pool: str, policy: str, version: int, *, urgency: Urgency, asker: Hashable
     ) -> Decision:
         """What is on record for this version; decided now, and read back, if nothing is."""
         decision = self._renditions.decision(pool, policy, version)
         if decision is None:
             self._deciding.add((pool, policy, version))
             try:
-                window, through = await self._judge(pool, policy, background=background, asker=asker)
+                window, through = await self._judge(pool, policy, urgency=urgency, asker=asker)
                 decision = await self._record(pool, policy, Decision(version, through, window))
             finally:
                 self._deciding.discard((pool, policy, version))
@@ -89,7 +90,7 @@ class Pools:
         return await trio.to_thread.run_sync(self._renditions.decide, pool, policy, decision)
 
     async def _judge(
-        self, pool: str, policy: str, *, background: bool, asker: Hashable = None
+        self, pool: str, policy: str, *, urgency: Urgency, asker: Hashable = None
     ) -> tuple[PoolWindow, int]:
         """`asker`: a volume is a pool for each slice, and whoever opens it is one all the same."""
         through, sources = self._tree.pool_sources(pool, POOL_SAMPLE)
@@ -98,7 +99,7 @@ class Pools:
         if not sources:
             raise RenderFailed("no original of its pool can be found in the archive")
         try:
-            window = await self.workers.decide_pool(sources, policy, background=background, asker=asker)
+            window = await self.workers.decide_pool(sources, policy, urgency=urgency, asker=asker)
         except NotDisplayable as error:
             window = PoolWindow(None, None, str(error))
         return window, through
@@ -142,7 +143,7 @@ class Pools:
                 continue  # nobody has looked yet: the first who does decides over all of it
             recorded = self._renditions.decision(pool, policy, latest)
             if recorded is not None and recorded.through < self._index.pool_through(pool):
-                window, through = await self._judge(pool, policy, background=True)
+                window, through = await self._judge(pool, policy, urgency=Urgency.SPARE)
                 if (window.low, window.high) == (recorded.window.low, recorded.window.high):
                     await trio.to_thread.run_sync(self._renditions.extend, pool, policy, latest, through)
                 elif latest < LAST_VERSION:

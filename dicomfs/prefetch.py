@@ -1,8 +1,8 @@
 """The next pictures of somebody who steps through a series, rendered before he asks for them.
 
-Decided by `stepping.py` from what is opened; background work, which yields to everybody who waits, and into
-the cache only. Of pictures that are in memory already nothing is noted: the next ones are likely there, too.
-Called by `present.py`, on trio's thread.
+Decided by `stepping.py` from what is opened; it yields to everybody who waits, and goes into the cache only.
+Of pictures that are in memory already nothing is noted: the next ones are likely there, too. Called by
+`present.py`, on trio's thread.
 """
 
 import logging
@@ -40,11 +40,11 @@ class Prefetch:
         self,
         tree: Tree,
         is_kept: Callable[[Key], bool],
-        render: Callable[[Inode], Awaitable[object]],
+        render: Callable[[Inode, Picture], Awaitable[object]],
         *,
         tasks: int,
     ) -> None:
-        """`is_kept`: whether a picture is in memory; `render`: puts it there, as background work.
+        """`is_kept`: whether a picture is in memory; `render`: puts it there, as `Urgency.NEXT`.
 
         `tasks`: how many at once. `render` raises RenderFailed or StoreUnavailable.
         """
@@ -53,7 +53,7 @@ class Prefetch:
         self._render = render
         self._tasks = tasks
         self._stepping: Stepping[_Series] = Stepping()
-        self._fetched: dict[Key, None] = {}
+        self._fetched: dict[Key, Picture] = {}
         """What was rendered here and has not been opened yet, the latest last."""
         self._wanted = trio.lowlevel.ParkingLot()
 
@@ -69,9 +69,10 @@ class Prefetch:
         self._stepping.opened(_Series(picture.folder, blank, by_frame), number)
         self._wanted.unpark_all()
 
-    def is_awaited(self, key: Key) -> bool:
-        """Whether this picture was rendered here and has not been opened yet: `opened` has to be told."""
-        return key in self._fetched
+    def reached(self, key: Key) -> None:
+        """Somebody opens a picture that is in memory; nothing is noted unless it was rendered here."""
+        if (picture := self._fetched.get(key)) is not None:
+            self.opened(picture, was_kept=True)
 
     async def run(self) -> None:
         """Render what is wished for until cancelled.
@@ -97,12 +98,13 @@ class Prefetch:
     async def _fetch(self, series: _Series, number: int) -> None:
         name = series.name
         name = name._replace(frame=number) if series.by_frame else name._replace(instance_number=number)
-        inode = self._tree.beside(series.folder, name)
-        picture = self._tree.picture(inode) if inode is not None else None
-        if inode is None or picture is None:
+        found = self._tree.beside(series.folder, name)
+        if found is None:
             self._stepping.gave_up(series)
-        elif not self._is_kept(picture.key):
-            await self._render(inode)
+            return
+        inode, picture = found
+        if not self._is_kept(picture.key):
+            await self._render(inode, picture)
             if len(self._fetched) >= _FETCHED_KEPT:
                 del self._fetched[next(iter(self._fetched))]
-            self._fetched[picture.key] = None
+            self._fetched[picture.key] = picture

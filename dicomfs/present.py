@@ -27,9 +27,10 @@ from dicomfs.pools import QUIET_S, Pools
 from dicomfs.prefetch import Prefetch
 from dicomfs.renditions import Key, Renditions
 from dicomfs.tree import Tree
+from dicomfs.turns import Urgency
 from dicomfs.workers import Rendered, Workers
 
-_OPENED_KEPT: Final = 65_536
+_AT_HAND_KEPT: Final = 65_536
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +59,11 @@ class Presenter:
         self._cache = cache
         self._disk = disk
         self._rendered, self._rendered_ahead = Stopwatch(), Stopwatch()
-        self._opened: dict[int, Key] = {}
-        """Keys of files that were opened, by the numbers of their inodes; see `at_hand`."""
-        self._opened_version = index.data_version()
-        """Of the index: all of `_opened` is true as long as it stays."""
+        self._at_hand: dict[int, Key] = {}
+        """Keys of files that were opened or rendered, by the numbers of their inodes; another one as soon as
+        names may have changed, so that whoever has looked a file up before adds to the former one."""
+        self._at_hand_version = index.data_version()
+        """Of the index: all of `_at_hand` is true as long as it stays."""
         self._hurried: set[Key] = set()
         """Keys of what is being rendered ahead and somebody waits for by now."""
         self.resized: Callable[[Inode], None] = lambda _: None
@@ -76,8 +78,9 @@ class Presenter:
             Prefetch(
                 tree,
                 cache.__contains__,
-                lambda inode: self.contents(inode, background=True, is_use=False),
-                tasks=max(1, processes - 1),
+                self._render_next,
+                # One more than there are processes, so that none waits for us between two pictures.
+                tasks=processes + 1,
             )
             if warm
             else None
@@ -134,29 +137,37 @@ class Presenter:
     # On demand
 
     def at_hand(self, number: int) -> bytes | None:
-        """Bytes of a rendered file, by the number of its inode, that was opened before and is in memory.
+        """Bytes of a rendered file, by the number of its inode, that somebody opens and that is in memory.
 
-        Asks the index only whether anything was committed, so that opening a file again costs next to
-        nothing. Whoever learns that names change in another way calls `forget_opened`. None also for what
-        was rendered ahead of somebody: `contents` has to see how far he got. Raises StoreUnavailable.
+        Asks the index only whether anything was committed, so that opening a file that was opened before,
+        or rendered ahead, costs next to nothing. Whoever learns that names change in another way calls
+        `forget_opened`. Raises StoreUnavailable.
         """
-        key = self._opened.get(number)
-        if key is None or (self._prefetch is not None and self._prefetch.is_awaited(key)):
+        key = self._at_hand.get(number)
+        if key is None:
             return None
         version = self.index.data_version()
-        if version != self._opened_version:
+        if version != self._at_hand_version:
             # Something may have been forgotten, of which nobody has been told yet.
             self.forget_opened()
-            self._opened_version = version
+            self._at_hand_version = version
             return None
-        return self._cache.peek(key)
+        data = self._cache.peek(key)
+        if data is not None and self._prefetch is not None:
+            self._prefetch.reached(key)
+        return data
 
     def forget_opened(self) -> None:
-        """Files that were opened before may have gone, or show something else: see `at_hand`."""
-        self._opened.clear()
+        """Files that are in memory may have gone, or show something else: see `at_hand`."""
+        self._at_hand = {}
 
     async def contents(
-        self, inode: Inode, *, background: bool = False, opening: bool = False, is_use: bool = True
+        self,
+        inode: Inode,
+        *,
+        urgency: Urgency = Urgency.WAITED,
+        opening: bool = False,
+        is_use: bool = True,
     ) -> bytes | None:
         """Bytes of a rendered file; None when there is no such file in this view.
 
@@ -172,22 +183,30 @@ class Presenter:
             return None
         # Asked before the render: what was announced then is what the caller may have been told.
         announced = self._renditions.size(picture.key)
+        return await self._contents(inode, picture, announced, urgency, opening=opening, is_use=is_use)
+
+    async def _contents(
+        self,
+        inode: Inode,
+        picture: Picture,
+        announced: int | None,
+        urgency: Urgency = Urgency.WAITED,
+        *,
+        opening: bool = False,
+        is_use: bool = True,
+    ) -> bytes:
+        """As `contents`, of a file that has just been looked up, and with it the size that is announced."""
+        at_hand = self._at_hand
         data = self._cache.peek(picture.key, is_use=is_use)
         if opening and self._prefetch is not None:
             self._prefetch.opened(picture, was_kept=data is not None)
-        if data is not None and len(data) == announced:
-            # Nothing was awaited since the index was asked: what goes after that is still to be told.
-            if len(self._opened) >= _OPENED_KEPT:
-                del self._opened[next(iter(self._opened))]
-            self._opened[inode.number] = picture.key
-            return data
         if data is None:
-            window = await self._pools.window(picture, background=background)
+            window = await self._pools.window(picture, urgency=urgency)
             # It may wait in the queue of those rendered ahead, or for the disk before it gets there.
-            joining = None if background else partial(self._hurry, picture, window)
+            joining = partial(self._hurry, picture, window) if urgency is Urgency.WAITED else None
             data = await self._cache.get(
                 picture.key,
-                lambda: self._render(inode, picture, window, background=background, is_use=is_use),
+                lambda: self._render(inode, picture, window, urgency, is_use=is_use),
                 joining=joining,
                 is_use=is_use,
             )
@@ -196,6 +215,9 @@ class Presenter:
             announced = self._renditions.size(picture.key)
         if announced != len(data):
             self._announce_anew(inode, picture.key, announced, len(data))
+        if len(at_hand) >= _AT_HAND_KEPT:
+            del at_hand[next(iter(at_hand))]
+        at_hand[inode.number] = picture.key
         return data
 
     def _hurry(self, picture: Picture, window: PoolWindow | None) -> None:
@@ -223,7 +245,7 @@ class Presenter:
 
     def _resize(self, inode: Inode) -> None:
         """Somebody may believe another size: told here, since background work raises to nobody."""
-        self._opened.pop(inode.number, None)
+        self._at_hand.pop(inode.number, None)
         self.resized(inode)
 
     def failure(self, inode: Inode) -> str:
@@ -242,19 +264,19 @@ class Presenter:
         known = self._renditions.size(picture.key)
         if known is not None:
             return known
-        with self._ahead.reader(inode) if self._ahead is not None else nullcontext():
+        reader = self._ahead.reader(picture.folder, picture.cookie) if self._ahead is not None else None
+        with reader or nullcontext():
             if self.tree.is_uncompressed(inode):
-                await self._tell_lengths([picture], background=False)
+                await self._tell_lengths([picture], Urgency.WAITED)
                 if (known := self._renditions.size(picture.key)) is not None:
                     return known
-            data = await self.contents(inode)
-        return None if data is None else len(data)
+            return len(await self._contents(inode, picture, None))
 
-    async def _tell_lengths(self, pictures: Sequence[Picture], *, background: bool) -> None:
+    async def _tell_lengths(self, pictures: Sequence[Picture], urgency: Urgency) -> None:
         """Announce sizes that are certain without a render; pictures of one recipe."""
         sources = [picture.source for picture in pictures]
         try:
-            lengths = await self._workers.lengths(sources, pictures[0].recipe, background=background)
+            lengths = await self._workers.lengths(sources, pictures[0].recipe, urgency=urgency)
         except RenderFailed as error:
             log.info("sizes have to be found by rendering: %s", error)
             return
@@ -267,35 +289,38 @@ class Presenter:
         if self._ahead is not None:
             self._ahead.seen(inode)
 
+    async def _render_next(self, inode: Inode, picture: Picture) -> None:
+        """See `prefetch.Prefetch`."""
+        announced = self._renditions.size(picture.key)
+        await self._contents(inode, picture, announced, Urgency.NEXT, is_use=False)
+
     async def _render_ahead(self, inodes: Sequence[Inode], effort: Effort) -> None:
         """See `ahead.Render`."""
-        if self.tree.is_uncompressed(inodes[0]):
-            unknown = [picture for _, picture in self._unknown(inodes)]
-            if unknown:
-                await self._tell_lengths(unknown, background=effort is not Effort.WANTED)
-        for inode, picture in self._unknown(inodes):
-            await self._render_one_ahead(inode, picture, effort)
+        urgency = Urgency.WAITED if effort is Effort.WANTED else Urgency.SPARE
+        unknown = self._unknown(inodes)
+        if unknown and self.tree.is_uncompressed(inodes[0]):
+            await self._tell_lengths([picture for _, picture in unknown], urgency)
+            unknown = self._unknown(inodes)
+        for inode, picture in unknown:
+            if effort is Effort.OLD:
+                # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
+                window = await self._pools.window(picture, urgency=urgency)
+                await self._render(inode, picture, window, urgency, is_use=False, is_kept=False)
+            else:
+                await self._contents(inode, picture, None, urgency, is_use=False)
 
     def _unknown(self, inodes: Sequence[Inode]) -> list[tuple[Inode, Picture]]:
         """Those of which there is a picture and no size."""
         pictures = [(inode, self.tree.picture(inode)) for inode in inodes]
         return [(i, p) for i, p in pictures if p is not None and self._renditions.size(p.key) is None]
 
-    async def _render_one_ahead(self, inode: Inode, picture: Picture, effort: Effort) -> None:
-        if effort is Effort.OLD:
-            # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
-            window = await self._pools.window(picture, background=True)
-            await self._render(inode, picture, window, background=True, is_use=False, is_kept=False)
-        else:
-            await self.contents(inode, background=effort is not Effort.WANTED, is_use=False)
-
     async def _render(
         self,
         inode: Inode,
         picture: Picture,
         window: PoolWindow | None,
+        urgency: Urgency,
         *,
-        background: bool,
         is_use: bool,
         is_kept: bool = True,
     ) -> bytes:
@@ -307,11 +332,10 @@ class Presenter:
             kept = await self._kept_on_disk(picture, window, is_use=is_use)
             if kept is not None:
                 return kept
-            # What was begun as background work may have somebody who waits by now, and no job to hurry yet.
-            background = background and picture.key not in self._hurried
-            return await self._have_rendered(
-                inode, picture, window, background=background, is_use=is_use, is_kept=is_kept
-            )
+            if picture.key in self._hurried:
+                # What was begun when nobody waited had no job to hurry yet.
+                urgency = Urgency.WAITED
+            return await self._have_rendered(inode, picture, window, urgency, is_use=is_use, is_kept=is_kept)
         finally:
             self._hurried.discard(picture.key)
 
@@ -320,18 +344,20 @@ class Presenter:
         inode: Inode,
         picture: Picture,
         window: PoolWindow | None,
+        urgency: Urgency,
         *,
-        background: bool,
         is_use: bool,
         is_kept: bool,
     ) -> bytes:
-        if self._ahead is not None and not background:
+        if self._ahead is not None and urgency is not Urgency.SPARE:
             self._ahead.rendering()
         began = trio.current_time()
         rendered: Rendered = await self._workers.render(
-            picture.source, picture.recipe, window, background=background, asker=picture.folder
+            picture.source, picture.recipe, window, urgency=urgency, asker=picture.folder
         )
-        (self._rendered_ahead if background else self._rendered).note(trio.current_time() - began)
+        (self._rendered if urgency is Urgency.WAITED else self._rendered_ahead).note(
+            trio.current_time() - began
+        )
         self._announce(inode, picture.key, len(rendered.data), rendered.failure or "")
         if rendered.failure:
             log.warning(

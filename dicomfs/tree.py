@@ -203,16 +203,16 @@ class Tree:
         if parts is None or parts.extension != view.extension:
             return None
         mark = gate.mark((view.key, Kind.FILE))
-        row = self._index.image_by_name(
-            exam,
-            fold(parts.series),
-            parts.series_number,
-            parts.instance_number,
-            parts.suffix,
-        )
+        row = self._image(exam, parts)
         if row is None or parts.frame not in self._shown_frames(row, view, mark):
             return None
         return self._file_entries([(row, parts.frame)], view)[0]
+
+    def _image(self, exam: int, name: FileName) -> ImageRow | None:
+        """What a name in an exam leads to, but for its frame."""
+        return self._index.image_by_name(
+            exam, fold(name.series), name.series_number, name.instance_number, name.suffix
+        )
 
     # Inodes -> entries
 
@@ -445,17 +445,32 @@ class Tree:
         row = self._index.image_shown(inode.id)
         if row is None or inode.frame not in self._frame_numbers(row, view):
             return None
+        return self._picture(row, inode, view.recipe, view)
+
+    def _picture(self, row: ImageRow, inode: Inode, recipe: Recipe, view: _View) -> Picture:
         frame = max(inode.frame - 1, 0)
         key = Key(view.digest, row.original, frame, inode.version)
         source = Source(self._archive.path(row.hash, row.original), frame, row.layout)
         pool = row.pool if view.policy else ""
         folder, name = Inode(Kind.EXAM, row.exam, view.key), _parts(row, inode.frame, view)
-        return Picture(key, source, view.recipe, pool, view.policy, folder, name)
+        cookie = row.id << 14 | inode.frame
+        return Picture(key, source, recipe, pool, view.policy, folder, cookie, name)
 
-    def beside(self, folder: Inode, name: FileName) -> Inode | None:
-        """The file that bears this name in a folder, if it is shown."""
-        entry = self.lookup(folder, file_name(name, self._spelling.pad))
-        return entry.inode if entry is not None else None
+    def beside(self, folder: Inode, name: FileName) -> tuple[Inode, Picture] | None:
+        """The rendered file that bears exactly this name in an exam, if it is shown, and how to render it."""
+        view = self._view_of(folder)
+        if folder.kind is not Kind.EXAM or view is None or view.recipe is None:
+            return None
+        mark = self.gate.mark((view.key, Kind.FILE))
+        row = self._image(folder.id, name)
+        if row is None or name.frame not in self._shown_frames(row, view, mark):
+            return None
+        version = 0
+        if row.pool and view.policy:
+            version = max(self._renditions.version(row.pool, view.policy), 1)  # as in `_file_entries`
+        inode = Inode(Kind.FILE, row.original, view.key, name.frame, version)
+        picture = self._picture(row, inode, view.recipe, view)
+        return (inode, picture) if picture.name == name else None
 
     def is_uncompressed(self, inode: Inode) -> bool:
         """Whether a file is of a format whose length can be told from the header of its image."""

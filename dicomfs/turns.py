@@ -1,4 +1,4 @@
-"""Whose turn it is: waiting jobs of several who ask, in an order that is fair to those who ask little.
+"""Whose turn it is: how urgent a job is, and an order of those that wait that is fair to who asks little.
 
 Fair queueing over seconds of work: whoever has had least of late goes first, so that somebody who opens one
 picture does not wait behind those who copy thousands, and of these none gets more than another. First come,
@@ -13,6 +13,7 @@ amount of work: for each who asks, twice the credit and a few jobs. Pure; used b
 
 from collections import deque
 from collections.abc import Hashable, Iterator
+from enum import Enum
 from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
@@ -22,6 +23,14 @@ CREDIT_S: Final = 0.05
 ESTIMATE_S: Final = 0.005
 """What a job is taken to cost until it is known."""
 ACCOUNTS_KEPT: Final = 1024
+
+
+class Urgency(Enum):
+    """Who waits for a job; what is more urgent stands first, and goes first whatever it costs the others."""
+
+    WAITED = "somebody waits for it"
+    NEXT = "nobody waits for it yet, and somebody who steps through a series is about to"
+    SPARE = "nobody has asked for it: background work"
 
 
 class Turns(Generic[T]):

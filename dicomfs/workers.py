@@ -1,9 +1,10 @@
 """Rendering in worker processes: who renders what, and when; bounded, with priorities and a time limit.
 
-`Workers` owns up to `count` processes of `worker.py`, each with one job at a time. What somebody waits
-for goes before background work, and with two or more workers one is never given background work, so
-that nobody waits behind it. A process that is silent too long, dies or talks nonsense is killed and
-replaced. It never decodes a picture, opens an original, or keeps a result: that is `cache.py`.
+`Workers` owns up to `count` processes of `worker.py`, each with one job at a time. What is more urgent goes
+first (`turns.Urgency`). With two or more workers one is never given background work, nor what somebody is
+about to ask for unless that is quickly done, so that nobody waits behind it. A process that is silent too
+long, dies or talks nonsense is killed and replaced. It never decodes a picture, opens an original, or keeps
+a result: that is `cache.py`.
 Used by the mount; everything here belongs to trio's thread.
 
 Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled leaves the queue.
@@ -34,13 +35,18 @@ from dicomfs.protocol import (
     encode_request,
     sentence,
 )
-from dicomfs.turns import Turns
+from dicomfs.turns import Turns, Urgency
 from dicomfs.workerprocess import WorkerDied, WorkerProcess
 
 log = logging.getLogger(__name__)
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "dicomfs.worker")
 """`-P`: nothing that lies in the current folder is imported."""
+READY_AT_ONCE = 4
+"""So many processes are started at once, the others on demand: each takes 30 MB before its first job."""
+QUICK_S = 0.05
+"""What somebody is about to ask for may have all processes as long as it takes less than this: so long do
+others wait behind it."""
 START_FAILURES_IN_A_ROW = 3
 """So many, after a good start, and `Workers.run` gives up: the installation changed under our feet."""
 
@@ -73,7 +79,7 @@ class Statistics:
 @dataclass(eq=False, slots=True)
 class _Job:
     body: bytes
-    background: bool
+    urgency: Urgency
     asker: Hashable = None
     crashes: int = 0
     exhausted: int = 0
@@ -114,8 +120,9 @@ class Workers:
         self._start_limit_s = start_limit_s
         self._recycle_after = recycle_after
         self._command = command
-        self._interactive: Turns[_Job] = Turns()
-        self._background: Turns[_Job] = Turns()
+        self._queues: dict[Urgency, Turns[_Job]] = {urgency: Turns() for urgency in Urgency}
+        self._next_s = 1.0
+        """What jobs of `Urgency.NEXT` take, the longest of the latest few; slow until it is known."""
         self._running: set[_Job] = set()
         self._idle: list[_Idle] = []
         self._cold: list[trio.Event] = []
@@ -125,7 +132,7 @@ class Workers:
         self._processes = self._done = self._failed = self._crashed = self._timed_out = 0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the processes until cancelled; `started` when the first is ready, the others on demand.
+        """Own the processes until cancelled; `started` when the first is ready, others later or on demand.
 
         Raises WorkerStartFailed when the first cannot start, or later several in a row.
         *Cancellation*: every process is killed, every job still waited for ends in RenderFailed.
@@ -134,18 +141,19 @@ class Workers:
             first = await self._start()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._slot, first, nursery.cancel_scope)
-                for _ in range(self._count - 1):
-                    nursery.start_soon(self._slot, None, nursery.cancel_scope)
                 task_status.started()
+                for number in range(1, self._count):
+                    another = await self._try_to_start() if number < READY_AT_ONCE else None
+                    nursery.start_soon(self._slot, another, nursery.cancel_scope)
             if self._broken is not None:
                 raise self._broken
         finally:
             self._closed = True
-            waiting = [job for _, job in (*self._interactive, *self._background)]
+            waiting = [job for queue in self._queues.values() for _, job in queue]
             for job in (*waiting, *self._running):
                 self._finish(job, RenderFailed("Rendering has stopped"))
-            self._interactive.clear()
-            self._background.clear()
+            for queue in self._queues.values():
+                queue.clear()
 
     async def render(
         self,
@@ -153,7 +161,7 @@ class Workers:
         recipe: Recipe,
         window: PoolWindow | None,
         *,
-        background: bool = False,
+        urgency: Urgency = Urgency.WAITED,
         asker: Hashable = None,
     ) -> Rendered:
         """One frame as a picture, or the notice that says why it can never be one.
@@ -167,11 +175,11 @@ class Workers:
         """
         try:
             request = RenderRequest(source, recipe, window)
-            answer = await self._ask(request, background=background, asker=asker)
+            answer = await self._ask(request, urgency=urgency, asker=asker)
             failure = sentence(answer.text) if answer.status is Status.PERMANENT else None
         except NotDisplayable as error:
             failure = str(error)
-            answer = await self._ask_surely(NoticeRequest(recipe, failure), background=background)
+            answer = await self._ask_surely(NoticeRequest(recipe, failure), urgency=urgency)
         if not answer.data:
             raise RenderFailed("The render worker answered without a picture")
         return Rendered(answer.data, failure)
@@ -181,14 +189,14 @@ class Workers:
         members: Sequence[Source],
         policy: str = "auto",
         *,
-        background: bool = False,
+        urgency: Urgency = Urgency.WAITED,
         asker: Hashable = None,
     ) -> PoolWindow:
         """The window of a pool under a policy of `recipes.pool_policy`; `asker` as for `render`.
 
         Raises NotDisplayable (a member crashes the decoder), RenderFailed. *Cancellation*: as for `render`.
         """
-        answer = await self._ask(PoolRequest(tuple(members), policy), background=background, asker=asker)
+        answer = await self._ask(PoolRequest(tuple(members), policy), urgency=urgency, asker=asker)
         if answer.status is Status.PERMANENT:
             raise NotDisplayable(sentence(answer.text))
         try:
@@ -201,10 +209,10 @@ class Workers:
 
         *Cancellation*: as for `render`.
         """
-        return sentence((await self._ask_surely(ProbeRequest(recipe), background=False)).text)
+        return sentence((await self._ask_surely(ProbeRequest(recipe), urgency=Urgency.WAITED)).text)
 
     async def lengths(
-        self, members: Sequence[Source], recipe: Recipe, *, background: bool = False
+        self, members: Sequence[Source], recipe: Recipe, *, urgency: Urgency = Urgency.WAITED
     ) -> list[int | None]:
         """Bytes of the pictures' files, of a format that is not compressed; None: they have to be rendered.
 
@@ -212,22 +220,24 @@ class Workers:
         """
         request = LengthsRequest(tuple(members), recipe)
         try:
-            return decode_lengths((await self._ask_surely(request, background=background)).text, len(members))
+            return decode_lengths((await self._ask_surely(request, urgency=urgency)).text, len(members))
         except BrokenAnswer as error:
             raise RenderFailed(f"The render worker answered nonsense: {error}") from error
 
     def hurry(
         self, source: Source, recipe: Recipe, window: PoolWindow | None, *, asker: Hashable = None
     ) -> None:
-        """Somebody waits for what was asked for as background work: if it has not begun, it is his now."""
+        """Somebody waits for what was asked for as less urgent: if it has not begun, it is his now."""
+        less_urgent = [queue for urgency, queue in self._queues.items() if urgency is not Urgency.WAITED]
+        if not any(less_urgent):
+            return
         body = encode_request(RenderRequest(source, recipe, window))
-        for _, job in self._background:
-            if job.body == body:
-                self._background.remove(job.asker, job)
-                job.background, job.asker = False, asker
-                self._interactive.put(asker, job)
-                self._dispatch()
-                return
+        job = next((job for queue in less_urgent for _, job in queue if job.body == body), None)
+        if job is not None:
+            self._queue(job).remove(job.asker, job)
+            job.urgency, job.asker = Urgency.WAITED, asker
+            self._queue(job).put(asker, job)
+            self._dispatch()
 
     def statistics(self) -> Statistics:
         """Counters and gauges of this moment."""
@@ -236,19 +246,19 @@ class Workers:
             failed=self._failed,
             crashed=self._crashed,
             timed_out=self._timed_out,
-            waiting=len(self._interactive) + len(self._background),
+            waiting=sum(map(len, self._queues.values())),
             running=len(self._running),
             processes=self._processes,
         )
 
     # -- the side of the callers
 
-    async def _ask(self, request: Request, *, background: bool, asker: Hashable = None) -> Answer:
+    async def _ask(self, request: Request, *, urgency: Urgency, asker: Hashable = None) -> Answer:
         """Queue a request and wait: an answer, `DONE` or `PERMANENT`; NotDisplayable after two crashes."""
         if self._closed:
             raise RenderFailed("Rendering has stopped")
         # Background work is done in the order in which it is asked for.
-        job = _Job(encode_request(request), background, None if background else asker)
+        job = _Job(encode_request(request), urgency, None if urgency is Urgency.SPARE else asker)
         self._queue(job).put(job.asker, job)
         self._dispatch()
         try:
@@ -262,10 +272,10 @@ class Workers:
         assert job.outcome is not None  # noqa: S101 - set before `finished`
         raise job.outcome
 
-    async def _ask_surely(self, request: Request, *, background: bool) -> Answer:
+    async def _ask_surely(self, request: Request, *, urgency: Urgency) -> Answer:
         """As `_ask`, for what depends on no data set and so cannot fail for good."""
         try:
-            answer = await self._ask(request, background=background)
+            answer = await self._ask(request, urgency=urgency)
         except NotDisplayable as error:
             raise RenderFailed(str(error)) from error
         if answer.status is Status.PERMANENT:
@@ -273,14 +283,20 @@ class Workers:
         return answer
 
     def _queue(self, job: _Job) -> Turns[_Job]:
-        return self._background if job.background else self._interactive
+        return self._queues[job.urgency]
 
     def _next(self) -> Turns[_Job] | None:
         """The queue whose first job may run now."""
-        if self._interactive:
-            return self._interactive
-        busy = sum(job.background for job in self._running)
-        return self._background if self._background and busy < max(1, self._count - 1) else None
+        unwaited = sum(job.urgency is not Urgency.WAITED for job in self._running)
+        for urgency, queue in self._queues.items():
+            if queue and unwaited < self._most(urgency):
+                return queue
+        return None
+
+    def _most(self, urgency: Urgency) -> int:
+        """Processes that may do what nobody waits for, when another such job is of this urgency."""
+        is_quick = urgency is Urgency.NEXT and self._next_s <= QUICK_S
+        return self._count if is_quick or urgency is Urgency.WAITED else max(1, self._count - 1)
 
     def _dispatch(self) -> None:
         """Give jobs to idle processes; if none is idle have one more started."""
@@ -338,6 +354,16 @@ class Workers:
         self._dispatch()
         await demand.wait()
 
+    async def _try_to_start(self) -> WorkerProcess | None:
+        """A process before there is work for it; None: it is tried again when there is."""
+        if self._start_failures:
+            return None
+        try:
+            return await self._start()
+        except WorkerStartFailed as error:
+            log.warning("%s", error)
+            return None
+
     async def _start(self) -> WorkerProcess:
         try:
             process = await WorkerProcess.start(self._command, self._memory_bytes, self._start_limit_s)
@@ -362,7 +388,7 @@ class Workers:
                 self._finish(job, RenderFailed("Nobody waits"))
             elif not await self._perform(process, job):
                 return None if job.finished.is_set() else job
-            self._dispatch()  # an end of background work may let more of it begin elsewhere
+            self._dispatch()  # the end of what nobody waits for may let more of it begin elsewhere
             job = None
         return None
 
@@ -386,7 +412,10 @@ class Workers:
         try:
             return await self._try(process, job)
         finally:
-            self._queue(job).charge(job.asker, trio.current_time() - began)
+            took = trio.current_time() - began
+            self._queue(job).charge(job.asker, took)
+            if job.urgency is Urgency.NEXT:
+                self._next_s = max(took, self._next_s / 2)
 
     async def _try(self, process: WorkerProcess, job: _Job) -> bool:
         with trio.move_on_after(self._time_limit_s):

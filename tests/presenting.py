@@ -20,6 +20,7 @@ from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow, Recipe, Source
 from dicomfs.present import Presenter
 from dicomfs.renditions import Renditions
+from dicomfs.turns import Urgency
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, header, listed, tree
 
@@ -43,8 +44,8 @@ class Painters:
     decision_s: float = PICTURE_S
     trouble: Exception | None = None
     seen: list[Source] = field(default_factory=list)
-    jobs: list[tuple[int, bool]] = field(default_factory=list)
-    """Original and whether it is background work, of each picture that was begun."""
+    jobs: list[tuple[int, Urgency]] = field(default_factory=list)
+    """Original and urgency of each picture that was begun."""
     processes: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(math.inf))
     """How many can be painted at once; each takes `PICTURE_S`."""
     extra: bytes = b""
@@ -58,7 +59,7 @@ class Painters:
         members: Sequence[Source],
         policy: str = "auto",  # noqa: ARG002  as Workers
         *,
-        background: bool = False,  # noqa: ARG002  as Workers
+        urgency: Urgency = Urgency.WAITED,  # noqa: ARG002  as Workers
         asker: Hashable = None,  # noqa: ARG002  as Workers
     ) -> PoolWindow:
         self.decided += 1
@@ -76,11 +77,11 @@ class Painters:
         recipe: Recipe,  # noqa: ARG002  as Workers
         window: PoolWindow | None,
         *,
-        background: bool = False,
+        urgency: Urgency = Urgency.WAITED,
         asker: Hashable = None,  # noqa: ARG002  as Workers
     ) -> Rendered:
         self.rendered += 1
-        self.jobs.append((int(source.path.stem.rpartition("-")[2]), background))
+        self.jobs.append((int(source.path.stem.rpartition("-")[2]), urgency))
         async with self.processes:
             self._busy += 1
             self.most = max(self.most, self._busy)
@@ -95,7 +96,7 @@ class Painters:
         members: Sequence[Source],
         recipe: Recipe,  # noqa: ARG002  as Workers
         *,
-        background: bool = False,  # noqa: ARG002  as Workers
+        urgency: Urgency = Urgency.WAITED,  # noqa: ARG002  as Workers
     ) -> list[int | None]:
         async with self.processes:
             self.asked += len(members)

@@ -25,6 +25,7 @@ from dicomfs.model import PoolWindow
 from dicomfs.renditions import Key, Renditions
 from dicomfs.spans import Spans
 from dicomfs.tree import Tree
+from dicomfs.turns import Urgency
 from tests.made import data_set, save
 from tests.presenting import EXAM, PICTURE_S, QUIET_S, Shown, run, showing, take
 from tests.support import ROOT, command_line, mounted, require_fuse, running, wait_until
@@ -64,7 +65,7 @@ async def _nobody(_: object) -> None:
 
 
 def interactive(shown: Shown) -> list[int]:
-    return [original for original, background in shown.painters.jobs if not background]
+    return [original for original, urgency in shown.painters.jobs if urgency is Urgency.WAITED]
 
 
 # Walks
@@ -248,12 +249,12 @@ def test_everything_is_warmed_the_newest_first(tmp_path: Path, writer: Index) ->
         async with showing(tmp_path, warm=True) as shown:
             await trio.sleep(60)
             assert not unknown(shown)
-            assert shown.painters.jobs == [(number, True) for number in range(100, 0, -1)]
+            assert shown.painters.jobs == [(number, Urgency.SPARE) for number in range(100, 0, -1)]
             # Rendered for their sizes: nobody has asked for these pictures.
             assert shown.presenter._cache.statistics().items == 0
             take(tmp_path, writer, 101, pool="")
             await trio.sleep(10)
-            assert shown.painters.jobs[100:] == [(101, True)]
+            assert shown.painters.jobs[100:] == [(101, Urgency.SPARE)]
             assert shown.presenter._cache.statistics().items == 1
 
     run(scenario)
@@ -284,7 +285,7 @@ def test_only_what_somebody_asks_for_is_a_use_on_disk(tmp_path: Path, writer: In
             opened, walked, prefetched = (entry.inode for entry in shown.entries())
             await shown.presenter.contents(opened)
             await shown.presenter.contents(walked, is_use=False)
-            await shown.presenter.contents(prefetched, background=True, is_use=False)
+            await shown.presenter.contents(prefetched, urgency=Urgency.SPARE, is_use=False)
         assert disk.asked == disk.kept
         assert [is_use for _, is_use in disk.kept] == [True, False, False]
 
@@ -309,7 +310,8 @@ def test_what_is_older_than_the_mount_is_not_put_on_disk(tmp_path: Path, writer:
     run(scenario)
 
 
-def test_warming_stands_back_while_somebody_waits(tmp_path: Path, writer: Index) -> None:
+@pytest.mark.parametrize("opening", [False, True], ids=["waits", "is rendered ahead of"])
+def test_warming_stands_back_for_somebody(tmp_path: Path, writer: Index, *, opening: bool) -> None:
     take(tmp_path, writer, 1, pool="", **OTHER, frames=500)
     take(tmp_path, writer, 2, pool="", frames=1000)
 
@@ -321,8 +323,8 @@ def test_warming_stands_back_while_somebody_waits(tmp_path: Path, writer: Index)
             nursery.start_soon(shown.presenter.follow, _nobody, _nobody)
             before = 0
             for number, entry in enumerate(shown.entries()[:300]):
-                assert await shown.presenter.contents(entry.inode)
-                background = sum(background for _, background in shown.painters.jobs)
+                assert await shown.presenter.contents(entry.inode, opening=opening)
+                background = sum(urgency is Urgency.SPARE for _, urgency in shown.painters.jobs)
                 if not number:
                     before = background
             waited_s = 300 * PICTURE_S

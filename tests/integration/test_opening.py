@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 import trio
+import trio.testing
 
 from dicomfs import forget
 from dicomfs.archive import Archive
@@ -14,7 +15,8 @@ from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
 from dicomfs.removal import Chosen
 from dicomfs.renditions import Key
-from tests.presenting import EXAM, Shown, run, showing, take
+from dicomfs.turns import Urgency
+from tests.presenting import EXAM, PICTURE_S, Shown, run, showing, take
 
 IMAGES = 80
 
@@ -76,14 +78,14 @@ def test_who_waits_for_what_is_looked_for_on_disk_is_served_as_one_who_waits(
         ):
             first, second = shown.entries()
             for entry in (first, second):
-                nursery.start_soon(partial(shown.presenter.contents, entry.inode, background=True))
+                nursery.start_soon(partial(shown.presenter.contents, entry.inode, urgency=Urgency.SPARE))
             await trio.sleep(1)
             nursery.start_soon(opened, shown, second.inode)
             await trio.sleep(1)
             assert not shown.painters.jobs
             disk.answers.set()
             await trio.sleep(1)
-            assert sorted(shown.painters.jobs) == [(1, True), (2, False)]
+            assert set(shown.painters.jobs) == {(1, Urgency.SPARE), (2, Urgency.WAITED)}
 
     run(scenario)
 
@@ -103,9 +105,68 @@ def test_who_steps_through_a_series_again_does_not_wait_either(tmp_path: Path, w
                     await trio.sleep(1)
                 if is_again:  # all is rendered again, ahead of him but for the two that show where he goes
                     assert len(shown.painters.jobs) == IMAGES
-                    assert [original for original, background in shown.painters.jobs if not background] == [
-                        1,
-                        2,
-                    ]
+                    waited = [number for number, urgency in shown.painters.jobs if urgency is Urgency.WAITED]
+                    assert waited == [1, 2]
+
+    run(scenario)
+
+
+def test_who_copies_a_series_has_it_rendered_on_all_processes(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, *range(1, IMAGES + 1), pool="")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, processes=3) as shown:
+            await trio.sleep(60)  # all sizes are known, and nothing is in memory
+            shown.painters.processes = trio.CapacityLimiter(3)
+            shown.painters.jobs.clear()
+            begun = trio.current_time()
+            for entry in shown.entries():
+                assert await opened(shown, entry.inode)
+            took = trio.current_time() - begun
+            assert sorted(number for number, _ in shown.painters.jobs) == list(range(1, IMAGES + 1))
+            # On a clock that runs only while pictures are painted: but for the beginning, no process idles.
+            assert took <= (2 + 2 + IMAGES / 3) * PICTURE_S
+
+    run(scenario)
+
+
+def test_what_was_rendered_ahead_is_at_hand_until_the_index_changes(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, *range(1, IMAGES + 1), pool="")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, warm=True, processes=2) as shown:
+            await trio.sleep(60)
+            shown.painters.jobs.clear()
+            numbers = [entry.inode.number for entry in shown.entries()]
+            for entry in shown.entries()[:2]:
+                await opened(shown, entry.inode)
+            await trio.sleep(1)
+            assert len(shown.painters.jobs) == 4
+            # Nothing is looked up for it, and yet it is seen that he goes on.
+            assert shown.presenter.at_hand(numbers[2])
+            await trio.sleep(1)
+            assert len(shown.painters.jobs) == 7
+            take(tmp_path, writer, IMAGES + 1, pool="")
+            assert shown.presenter.at_hand(numbers[3]) is None
+
+    run(scenario)
+
+
+def test_what_was_looked_up_before_the_index_changed_is_not_at_hand(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2, pool="")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, follow=False) as shown, trio.open_nursery() as nursery:
+            first, second = (entry.inode for entry in shown.entries())
+            await opened(shown, first)
+            nursery.start_soon(opened, shown, second)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(shown.painters.jobs) == 2  # it is being rendered
+            take(tmp_path, writer, 3, pool="")
+            assert shown.presenter.at_hand(first.number) is None  # by which the change is seen
+            await trio.sleep(1)
+            assert shown.presenter.at_hand(second.number) is None
+            assert await opened(shown, second)
+            assert shown.presenter.at_hand(second.number)
 
     run(scenario)

@@ -33,6 +33,7 @@ from dicomfs.model import Duplicates, PoolWindow, Receipt, Source, Stored
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision, Renditions
 from dicomfs.samba import prepare
+from dicomfs.turns import Urgency
 from dicomfs.workers import Workers
 from tests.made import add, data_set, encoded, header, save
 from tests.presenting import EXAM, QUIET_S, Painters, Shown, run, showing, take, window
@@ -76,10 +77,10 @@ def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path
             members: Sequence[Source],
             policy: str = "auto",
             *,
-            background: bool = False,
+            urgency: Urgency = Urgency.WAITED,
             asker: Hashable = None,
         ) -> PoolWindow:
-            if background:
+            if urgency is not Urgency.WAITED:
                 await trio.sleep_forever()
             return await super().decide_pool(members, policy, asker=asker)
 
@@ -87,7 +88,7 @@ def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path
         async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
             shown.presenter.render_with(cast(Workers, Busy(window(100.0))))
             first, second = shown.entries()
-            nursery.start_soon(partial(shown.presenter.contents, first.inode, background=True))
+            nursery.start_soon(partial(shown.presenter.contents, first.inode, urgency=Urgency.SPARE))
             await trio.sleep(1)
             with trio.fail_after(60):
                 assert await shown.presenter.contents(second.inode)
@@ -107,11 +108,11 @@ def test_who_waits_for_several_pools_of_a_folder_is_one_asker(tmp_path: Path, wr
             members: Sequence[Source],
             policy: str = "auto",
             *,
-            background: bool = False,
+            urgency: Urgency = Urgency.WAITED,
             asker: Hashable = None,
         ) -> PoolWindow:
             askers.append(asker)
-            return await super().decide_pool(members, policy, background=background, asker=asker)
+            return await super().decide_pool(members, policy, urgency=urgency, asker=asker)
 
     askers: list[Hashable] = []
 

@@ -7,16 +7,19 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
 from dicomfs import notice, render
+from dicomfs import workers as rendering
 from dicomfs.cache import Cache
 from dicomfs.errors import NotDisplayable, RenderFailed, WorkerStartFailed
 from dicomfs.model import PoolWindow, Recipe, Source
-from dicomfs.workers import WORKER_COMMAND, Rendered, Workers
+from dicomfs.turns import Urgency
+from dicomfs.workers import READY_AT_ONCE, WORKER_COMMAND, Rendered, Workers
 from tests.support import lacking, shipped
 
 RECIPE = Recipe("jpg")
@@ -179,8 +182,8 @@ def source(name: str, folder: Path = Path("/nowhere"), frame: int = 0) -> Source
     return Source(folder / name, frame)
 
 
-async def say(workers: Workers, name: str, *, background: bool = False) -> bytes:
-    return (await workers.render(source(name), RECIPE, None, background=background)).data
+async def say(workers: Workers, name: str, *, urgency: Urgency = Urgency.WAITED) -> bytes:
+    return (await workers.render(source(name), RECIPE, None, urgency=urgency)).data
 
 
 class Gate:
@@ -467,26 +470,25 @@ def test_replacements_that_cannot_start_end_in_an_error_not_in_a_loop(command: t
 # -- who goes first
 
 
-def test_interactive_before_background_and_fifo_within(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_most_urgent_first_and_fifo_within(command: tuple[str, ...], tmp_path: Path) -> None:
     async def main() -> None:
         order: list[str] = []
         gate = Gate(tmp_path, "a")
         async with running(command) as workers, trio.open_nursery() as nursery:
 
-            async def ask(name: str, background: bool) -> None:
-                await say(workers, f"echo={name}", background=background)
+            async def ask(name: str, urgency: Urgency) -> None:
+                await say(workers, f"echo={name}", urgency=urgency)
                 order.append(name)
 
             nursery.start_soon(workers.render, gate.source, RECIPE, None)
             await until(gate.somebody_waits)
-            for number, (name, background) in enumerate(
-                [("b1", True), ("i1", False), ("b2", True), ("i2", False)]
-            ):
-                nursery.start_soon(ask, name, background)
+            urgencies = [Urgency.SPARE, Urgency.NEXT, Urgency.WAITED] * 2
+            for number, urgency in enumerate(urgencies):
+                nursery.start_soon(ask, f"{urgency.name} {number}", urgency)
                 await until(lambda number=number: workers.statistics().waiting == number + 1)  # type: ignore[misc]
             gate.open()
-            await until(lambda: len(order) == 4)
-        assert order == ["i1", "i2", "b1", "b2"]
+            await until(lambda: len(order) == 6)
+        assert order == ["WAITED 2", "WAITED 5", "NEXT 1", "NEXT 4", "SPARE 0", "SPARE 3"]
 
     run(main)
 
@@ -515,14 +517,17 @@ def test_those_who_ask_take_turns(command: tuple[str, ...], tmp_path: Path) -> N
     run(main)
 
 
-def test_hurried_background_job_goes_before_background(command: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("urgency", [Urgency.NEXT, Urgency.SPARE])
+def test_hurried_job_goes_before_those_of_its_kind(
+    command: tuple[str, ...], tmp_path: Path, urgency: Urgency
+) -> None:
     async def main() -> None:
         order: list[str] = []
         gate = Gate(tmp_path, "a")
         async with running(command) as workers, trio.open_nursery() as nursery:
 
             async def ask(name: str) -> None:
-                await say(workers, f"echo={name}", background=True)
+                await say(workers, f"echo={name}", urgency=urgency)
                 order.append(name)
 
             nursery.start_soon(workers.render, gate.source, RECIPE, None)
@@ -539,19 +544,22 @@ def test_hurried_background_job_goes_before_background(command: tuple[str, ...],
     run(main)
 
 
-def test_one_of_two_workers_is_kept_free_of_background_work(command: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("urgency", [Urgency.NEXT, Urgency.SPARE])
+def test_one_of_two_workers_is_kept_free_of_what_may_be_slow(
+    command: tuple[str, ...], tmp_path: Path, urgency: Urgency
+) -> None:
     async def main() -> None:
         gates = [Gate(tmp_path, str(number)) for number in range(2)]
         async with running(command, 2) as workers, trio.open_nursery() as nursery:
 
-            async def background(gate: Gate) -> None:
-                await workers.render(gate.source, RECIPE, None, background=True)
+            async def unwaited(gate: Gate) -> None:
+                await workers.render(gate.source, RECIPE, None, urgency=urgency)
 
-            nursery.start_soon(background, gates[0])
+            nursery.start_soon(unwaited, gates[0])
             await until(gates[0].somebody_waits)
-            nursery.start_soon(background, gates[1])
+            nursery.start_soon(unwaited, gates[1])
             await until(lambda: workers.statistics().waiting == 1)
-            # The user is served by the other worker while all background work is stuck.
+            # The user is served by the other worker while all that nobody waits for is stuck.
             assert await say(workers, "large=256") == bytes(range(256))
             assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
             gates[0].open()
@@ -561,24 +569,68 @@ def test_one_of_two_workers_is_kept_free_of_background_work(command: tuple[str, 
     run(main)
 
 
-def test_count_bounds_processes_and_they_run_side_by_side(command: tuple[str, ...], tmp_path: Path) -> None:
+def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "QUICK_S", 0.5)
+
     async def main() -> None:
-        gates = [Gate(tmp_path, str(number)) for number in range(4)]
-        async with running(command, 3) as workers:
-            assert workers.statistics().processes == 1  # the others come when they are needed
+        gates = [Gate(tmp_path, str(number)) for number in range(2)]
+        async with running(command, 2) as workers, trio.open_nursery() as nursery:
+            for _ in range(20):
+                await say(workers, "large=256", urgency=Urgency.NEXT)
+            for gate in gates:
+                nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
+            for gate in gates:
+                await until(gate.somebody_waits)
+            for gate in gates:
+                gate.open()
+
+    run(main)
+
+
+def test_some_processes_are_ready_and_more_come_on_demand(command: tuple[str, ...], tmp_path: Path) -> None:
+    async def main() -> None:
+        count = READY_AT_ONCE + 1
+        gates = [Gate(tmp_path, str(number)) for number in range(count + 1)]
+        async with running(command, count) as workers:
+            await until(lambda: workers.statistics().processes == READY_AT_ONCE)
             async with trio.open_nursery() as nursery:
-                for gate in gates[:3]:
+                for gate in gates[:count]:
                     nursery.start_soon(workers.render, gate.source, RECIPE, None)
-                for gate in gates[:3]:
+                for gate in gates[:count]:
                     await until(gate.somebody_waits)
-                nursery.start_soon(workers.render, gates[3].source, RECIPE, None)
+                nursery.start_soon(workers.render, gates[count].source, RECIPE, None)
                 await until(lambda: workers.statistics().waiting == 1)
                 statistics = workers.statistics()
-                assert (statistics.processes, statistics.running, statistics.waiting) == (3, 3, 1)
-                for gate in gates[:3]:
+                assert (statistics.processes, statistics.running, statistics.waiting) == (count, count, 1)
+                for gate in gates[:count]:
                     gate.open()
-                await until(gates[3].somebody_waits)
-                gates[3].open()
+                await until(gates[count].somebody_waits)
+                gates[count].open()
+
+    run(main)
+
+
+@pytest.mark.usefixtures("expected_warnings")
+def test_process_that_cannot_be_started_yet_is_started_when_it_is_needed(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    script = Path(command[-1])
+    script.write_text(f"import os\nos.mkdir({str(tmp_path / 'started')!r})\n{script.read_text()}")
+
+    async def main() -> None:
+        gates = [Gate(tmp_path, str(number)) for number in range(2)]
+        async with running(command, 3) as workers, trio.open_nursery() as nursery:
+            assert await say(workers, "large=256") == bytes(range(256))
+            await until(lambda: workers._start_failures == 1)
+            (tmp_path / "started").rmdir()
+            for gate in gates:
+                nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            for gate in gates:
+                await until(gate.somebody_waits)
+            for gate in gates:
+                gate.open()
 
     run(main)
 

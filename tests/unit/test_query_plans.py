@@ -138,7 +138,8 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
                 assert shown.entry(entry.inode) is not None
                 shown.place_of(entry.inode)
                 shown.parent(entry.inode)
-                shown.picture(entry.inode)
+                picture = shown.picture(entry.inode)
+                assert picture is None or shown.beside(picture.folder, picture.name)
             assert list(shown.appearances(2, 2))
             assert list(shown.left("20000101", "20250101"))
             index.arrivals(0, 100)

@@ -191,6 +191,26 @@ def test_new_pool_version_is_a_later_inode_of_the_same_name() -> None:
         assert old == before  # who holds the old one goes on seeing it
 
 
+def test_pictures_are_found_beside_another_as_they_are_by_their_names() -> None:
+    run = header(frames=5, sop_instance_uid="2.25.8", instance_number=8)
+    with view(header(pool="p"), run, frames=3, formats=("jpg", "dcm")) as (shown, _, renditions):
+        exam = Inode(Kind.EXAM, 1, "jpg")
+        for version in (0, 1, 2):
+            if version:
+                renditions.decide("1:p", "auto", Decision(version, 1, PoolWindow(0.0, 1.0, "test")))
+            pictures = [(entry.inode, shown.picture(entry.inode)) for entry in listed(shown, exam)]
+            assert len(pictures) == 4
+            for inode, picture in pictures:
+                assert picture is not None
+                assert shown.beside(exam, picture.name) == (inode, picture)
+        _, last = pictures[-1]
+        assert last is not None
+        for change in ({"frame": 4}, {"frame": 0}, {"instance_number": 9}, {"series": "LOCALIZER"}):
+            assert shown.beside(exam, last.name._replace(**change)) is None
+        for other in (Inode(Kind.EXAM, 2, "jpg"), Inode(Kind.EXAM, 1, "dcm"), Inode(Kind.PATIENT, 1, "jpg")):
+            assert shown.beside(other, last.name) is None
+
+
 # Names
 
 
