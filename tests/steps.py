@@ -146,13 +146,13 @@ STEPS: Final = (
         None,
         scene=Scene.REFUSED,
     ),
-    Step("file meta written", *_after(f"{_ARCHIVE}Archive.seal"), spool=1),
+    Step("file meta written", *_after(f"{_ARCHIVE}Spool.seal"), spool=1),
     Step("spool file synced", None, Point(f"{_ARCHIVE}Spool.sync"), spool=1),
     Step("write transaction begun", *_after(_SQL, text="BEGIN IMMEDIATE"), spool=1),
     Step("named in the archive", *_after(f"{_ARCHIVE}Archive.publish"), spool=1, archived=True),
     Step("rows written", *_after("dicomfs.writer:Writer.add"), spool=1, archived=True),
     Step("synced under its name", Point(f"{_ARCHIVE}Spool.sync"), None, spool=1, archived=True),
-    Step("folder synced", *_after("dicomfs.ingest:sync_directory"), spool=1, archived=True),
+    Step("folder synced", *_after("dicomfs.batch:sync_directory"), spool=1, archived=True),
     Step("before COMMIT", *_before(_SQL, text="COMMIT"), spool=1, archived=True),
     Step(
         "COMMIT written, not synced",
@@ -182,7 +182,7 @@ STEPS: Final = (
     Step("withdrawn from the archive", *_after(f"{_ARCHIVE}Archive.withdraw"), spool=1, scene=Scene.FAILED),
     Step(
         "a missing original: its file meta written",
-        *_after(f"{_ARCHIVE}Archive.seal", nth=2),
+        *_after(f"{_ARCHIVE}Spool.seal", nth=2),
         spool=1,
         row=True,
         scene=Scene.MISSING,
@@ -205,7 +205,7 @@ STEPS: Final = (
     ),
     Step(
         "a missing original: folder synced",
-        *_after("dicomfs.ingest:sync_directory"),
+        *_after("dicomfs.batch:sync_directory"),
         spool=1,
         archived=True,
         row=True,
@@ -232,7 +232,7 @@ STEPS: Final = (
 # The process that stops
 
 
-def _stop_at(point: Point) -> Callable[[], None]:
+def stop_at(point: Point) -> Callable[[], None]:
     """Put a stop there; it counts once what is returned was called."""
     module, _, path = point.target.partition(":")
     owner: Any = importlib.import_module(module)
@@ -308,7 +308,7 @@ def work(step: Step, door: Door, store: Path, file: Path, policy: Duplicates, *,
     connect = partial(sqlite3.connect, factory=Statements)
     sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
     Statements.is_synced = step.is_synced
-    arm = _stop_at(point)
+    arm = stop_at(point)
     if step.scene is Scene.FIRST_START:
         arm()
     else:
