@@ -36,8 +36,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Protocol, Self
 
-from pydicom.errors import InvalidDicomError
-
 from dicomfs import __version__
 from dicomfs.errors import StoreError, StoreFull, StoreUnavailable, UnreadableDataSet
 from dicomfs.model import Duplicates, Receipt
@@ -568,7 +566,9 @@ class Archive:
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
-        from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only after a crash
+        # Only after a crash; the committer process is started in half the time, and half as large.
+        from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+        from pydicom.filereader import read_file_meta_info  # noqa: PLC0415
 
         try:
             content = content_hash(str(read_file_meta_info(path).TransferSyntaxUID))

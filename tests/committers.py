@@ -5,7 +5,6 @@ Put in the place of the real one by `tests/integration/test_committer.py`, for i
 
 import json
 import logging
-import sqlite3
 import sys
 import threading
 from functools import partial
@@ -13,7 +12,7 @@ from functools import partial
 from dicomfs import committer
 from dicomfs.errors import StoreFull
 from dicomfs.writer import Writer
-from tests.steps import Point, Statements, stop_at
+from tests.stops import Point, stop_at, watch_statements
 
 
 def _fail(error: Exception, *_: object) -> None:
@@ -33,8 +32,7 @@ def main() -> int:
     if how == "bug":
         Writer.add = partial(_fail, RuntimeError(detail))  # type: ignore[method-assign,assignment]
     if how == "stop":
-        connect = partial(sqlite3.connect, factory=Statements)
-        sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
+        watch_statements()
         stop_at(Point(**json.loads(detail)))()
     return committer.main(argv)
 
