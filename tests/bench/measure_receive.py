@@ -97,9 +97,10 @@ def _spread(folder: Path) -> bool:
     of files, a creation takes 0.85 ms instead of 0.02. An archive deletes nothing.
     """
     chattr = find_tool("chattr")
-    return chattr is not None and not subprocess.run(
-        [chattr, "+T", folder], stderr=subprocess.DEVNULL, check=False
-    ).returncode
+    return (
+        chattr is not None
+        and not subprocess.run([chattr, "+T", folder], stderr=subprocess.DEVNULL, check=False).returncode
+    )
 
 
 @contextmanager

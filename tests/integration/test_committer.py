@@ -22,6 +22,7 @@ from dicomfs import ingest as module
 from dicomfs.committerprocess import CommitterProcess
 from dicomfs.errors import StoreFull, StoreUnavailable
 from dicomfs.ingest import Ingest, Prepared
+from dicomfs.lock import StoreLock
 from dicomfs.model import Duplicates, Outcome, Stored
 from dicomfs.scp import StorageSCP
 from dicomfs.writer import Writer
@@ -125,6 +126,13 @@ def test_it_has_nothing_of_its_parents(tmp_path: Path) -> None:
     assert len([link for link in links if link.startswith("socket:")]) == 1
 
 
+def test_who_wants_the_store_alone_is_not_sent_to_it(tmp_path: Path) -> None:
+    with opened(tmp_path) as ingest, pytest.raises(StoreUnavailable, match="is in use: stop") as refused:
+        StoreLock(tmp_path, alone=True)
+    assert str(os.getpid()) in str(refused.value)
+    assert str(ingest._process.pid) not in str(refused.value).replace(str(tmp_path), "")
+
+
 def test_it_is_started_when_several_send_much_and_ended_when_nobody_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +153,12 @@ def test_it_is_started_when_several_send_much_and_ended_when_nobody_does(
         together(ingest, [image(400), image(401)])
         assert not ingest._process.pid
     assert len(numbers(tmp_path)) == 4 * half + 4
+
+
+def test_the_map_has_a_row_for_each_step() -> None:
+    text = (ROOT / "dicomfs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("| the committer process killed after |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| (.+?) \|", table, re.MULTILINE) == list(STEPS)
 
 
 HANGS = ("second named in the archive", "answered")
