@@ -3,10 +3,11 @@
 `Ingest.receive` may be called from any number of threads. Each caller writes its own spool file, reads
 its own header and makes the file durable; then one committer thread takes all that are waiting, gives them
 their receipt sequence numbers inside one index transaction, makes the directory entries durable, commits,
-and only then lets the callers go on. A caller who is alone does all this itself, with no thread between, and
-syncs its file when it has its name: one commit of the file system's journal holds both. So the order of
-sequence numbers is the order of commits, whatever the number of senders and processes. Never decodes pixels,
-never changes a byte of a data set.
+and only then lets the callers go on. While several are at it, it has a process do that (`committer.py`), for
+which nobody has to wait who needs the interpreter. A caller who is alone does all this itself, with no thread
+between, and syncs its file when it has its name: one commit of the file system's journal holds both. So the
+order of sequence numbers is the order of commits, whatever the number of senders and processes. Never decodes
+pixels, never changes a byte of a data set.
 """
 
 import errno
@@ -356,8 +357,9 @@ class Ingest:
                 return False
         except StoreError as error:
             trouble = error
+            for pending in batch:
+                pending.spool.is_left = True
         for pending in batch:
-            pending.spool.is_left = True
             pending.done.set_exception(trouble)
         return True
 

@@ -210,7 +210,7 @@ class Rounds:
         return answered + [Path(line.strip()) for line in brought if line.endswith("\n")]
 
     def _check(self) -> None:
-        tally, before = self.tally, contents(self._store)
+        tally, before = self.tally, contents(self._store, is_cleaned=False)
         tally.counts["spool files left"] += before.spool
         tally.counts["of them with a name in the archive and no row"] += len(before.orphans)
         with Ingest.open(self._store):
