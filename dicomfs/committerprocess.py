@@ -33,6 +33,7 @@ _END_S: Final = 5.0
 _PAUSE_S: Final = 1.0
 """After a failure; twice as long after each further one."""
 _LONGEST_PAUSE_S: Final = 600.0
+_REST_S: Final = 60.0
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Running:
 
 
 class CommitterProcess:
-    """One at a time, for one store; used by one thread at a time. Raises nothing."""
+    """One at a time, for one store; used by one thread at a time. No failure of it is an error."""
 
     def __init__(
         self, store: Path, silence_s: float = SILENCE_S, clock: Callable[[], float] = time.monotonic
@@ -89,6 +90,7 @@ class CommitterProcess:
         """The outcomes of a batch that is committed, and durable; only when `is_ready`.
 
         None: it is not, or the process is dead and nobody knows. Some of the batch may be published.
+        Whatever is raised, the process is dead.
         """
         if self._running is None:
             return None
@@ -101,6 +103,10 @@ class CommitterProcess:
         except (OSError, EOFError):
             self._give_up("has ended")
             return None
+        except BaseException:
+            # Its answer, should it come, would be taken for that to the next batch.
+            self._give_up("is not understood")
+            raise
         self._pause_s = 0.0
         if isinstance(answer, str):
             log.error("internal error of the committer process: %s", answer)
@@ -122,7 +128,7 @@ class CommitterProcess:
     def rest(self) -> None:
         """End it, and do not start it for a while: the store is in trouble, and may have to be unmounted."""
         self.end()
-        self._put_off()
+        self._not_before = self._clock() + _REST_S
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

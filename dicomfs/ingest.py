@@ -29,7 +29,6 @@ from dicomfs.committerprocess import CommitterProcess
 from dicomfs.errors import (
     BadInstance,
     IdentityMismatch,
-    StoreError,
     StoreLocked,
     StoreMismatch,
     StoreUnavailable,
@@ -342,26 +341,27 @@ class Ingest:
             self._together += len(batch)
         if self._together < WORTH_A_PROCESS or not self._process.is_ready():
             return False
-        outcomes = self._process.commit(batch)
-        if outcomes is not None:
-            self._answer(batch, outcomes)
-            return True
-        # Nothing, or nobody knows what: as after a transaction of our own that has failed.
-        trouble: StoreError = StoreUnavailable(f"the archive of {self.store} cannot be put in order now")
         try:
-            with self._archive_errors():
-                for pending in batch:
-                    pending.spool.published = self.archive.find_published(pending.spool)
-                    pending.is_new = pending.spool.published is not None
-            if self._withdraw(batch):
+            outcomes = self._process.commit(batch)
+            if outcomes is None:
+                self._take_back(batch)
                 return False
-        except StoreError as error:
-            trouble = error
+        except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
             for pending in batch:
                 pending.spool.is_left = True
-        for pending in batch:
-            pending.done.set_exception(trouble)
+                pending.done.set_exception(error)
+        else:
+            self._answer(batch, outcomes)
         return True
+
+    def _take_back(self, batch: list[Prepared]) -> None:
+        """Make a batch be as after a transaction of our own that has failed. Raises StoreUnavailable."""
+        with self._archive_errors():
+            for pending in batch:
+                pending.spool.published = self.archive.find_published(pending.spool)
+                pending.is_new = pending.spool.published is not None
+        if not self._withdraw(batch):
+            raise StoreUnavailable(f"the archive of {self.store} cannot be put in order now")
 
     def _settle(self, batch: list[Prepared]) -> None:
         """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""

@@ -305,6 +305,29 @@ def test_a_locked_index_is_waited_for_by_the_parent(tmp_path: Path, monkeypatch:
     assert numbers(tmp_path) == [1, 2]
 
 
+@pytest.mark.usefixtures("expected_warnings")
+def test_an_answer_that_is_not_understood_is_never_taken_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with opened(tmp_path) as ingest:
+        pid = ingest._process.pid
+        with monkeypatch.context() as broken:
+            broken.setattr("multiprocessing.connection.Connection.recv", no_memory)
+            assert stored(together(ingest, [image(0), image(1)])) == [MemoryError] * 2
+        assert gone(pid)
+        assert stored(together(ingest, [image(2), image(3)])) == [Stored.NEW] * 2
+    with Ingest.open(tmp_path) as ingest:  # it clears what was left; the two may have come
+        assert set(stored(together(ingest, [image(0), image(1)]))) <= {
+            Stored.NEW,
+            Stored.ALREADY_THERE,
+        }
+    assert len(numbers(tmp_path)) == 4
+    assert not list((tmp_path / "incoming").iterdir())
+
+
 def test_an_archive_in_trouble_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file system may have to be unmounted, so nobody may have a file of it open."""
 
