@@ -28,6 +28,7 @@ from dicomfs.scp import StorageSCP
 from dicomfs.writer import Writer
 from tests.disk import states
 from tests.made import data_set, encoded
+from tests.receiving import with_process
 from tests.stops import Point
 from tests.stored import contents
 from tests.support import LOCALHOST, ROOT, wait_until
@@ -72,8 +73,7 @@ def opened(
     with Ingest.open(store, policy) as ingest:
         ingest._process = CommitterProcess(store, silence_s)
         if not alone:
-            ingest._together = module.WORTH_A_PROCESS
-            wait_until(ingest._process.is_ready, "the committer process is ready", poll_seconds=0.005)
+            with_process(ingest)
         yield ingest
 
 
