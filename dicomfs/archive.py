@@ -34,9 +34,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Final, Self
-
-from pydicom.errors import InvalidDicomError
+from typing import BinaryIO, Final, Protocol, Self
 
 from dicomfs import __version__
 from dicomfs.errors import StoreError, StoreFull, StoreUnavailable, UnreadableDataSet
@@ -201,6 +199,21 @@ def _text(value: bytes) -> str:
     return value.decode("ascii").strip("\0 ")
 
 
+class Whole(Protocol):
+    """A sealed spool file, as far as a commit needs it: its own process's (`Spool`) or another's."""
+
+    path: Path
+    size: int
+    published: Path | None
+
+    @property
+    def digest(self) -> bytes: ...
+
+    def seal(self, meta: bytes) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 @dataclass(slots=True)
 class Spool:
     """One data set on its way in: an open, locked file in `incoming/`.
@@ -236,6 +249,11 @@ class Spool:
         self.size += len(view)
         while view:
             view = view[os.write(self.fd, view) :]
+
+    def seal(self, meta: bytes) -> None:
+        """Write the file meta in front of the data set. Raises OSError."""
+        os.pwrite(self.fd, meta, 0)
+        self.is_synced = False
 
     def sync(self) -> None:
         """Make the content durable, unless it is. Raises OSError."""
@@ -319,12 +337,7 @@ class Archive:
                 return Spool(path, fd, transfer_syntax)
             os.close(fd)  # it was cleaned away before it was locked
 
-    def seal(self, spool: Spool, meta: bytes) -> None:
-        """Write the file meta in front of the data set. Raises OSError."""
-        os.pwrite(spool.fd, meta, 0)
-        spool.is_synced = False
-
-    def publish(self, spool: Spool, sequence: int) -> Path:
+    def publish(self, spool: Whole, sequence: int) -> Path:
         """Give a sealed spool file its place, under its number; the folder it is in.
 
         Its name is durable when `sync_directory` has been called for that folder. Until then, and until it is
@@ -363,6 +376,20 @@ class Archive:
                     else:
                         spool.published.rename(spool.path)
             spool.published = None
+
+    def find_published(self, spool: Spool) -> Path | None:
+        """Where a spool file lies in the archive, whoever has put it there; None when it does not.
+
+        Raises OSError.
+        """
+        own = os.fstat(spool.fd)
+        if own.st_nlink > 1 or not spool.path.exists():
+            prefix = f"{spool.digest.hex()}-"
+            with os.scandir(self.folder(spool.digest[0])) as entries:
+                for entry in entries:
+                    if entry.name.startswith(prefix) and entry.inode() == own.st_ino:
+                        return Path(entry.path)
+        return None
 
     def intact(self, digest: bytes, sequence: int, size: int) -> bool:
         """True when the original is there with its full length (no checksum: that is a scrub's work)."""
@@ -447,7 +474,7 @@ class Archive:
             number = max(time.time_ns(), 1 + _number(held[-1]) if held else 0)
             target = self.quarantine / f"{number:020}-{spool.digest.hex()[:16]}.dcm"
             sop_class, sop_instance = _proper(receipt.sop_class_uid), _proper(receipt.sop_instance_uid)
-            self.seal(spool, file_meta(receipt, sop_class, sop_instance, refused=reason))
+            spool.seal(file_meta(receipt, sop_class, sop_instance, refused=reason))
             spool.path.rename(target)
             target.with_suffix(".txt").write_text(f"{receipt.transfer_syntax}\n{reason}\n")
             for old in [*held, target][:-limit]:
@@ -539,7 +566,9 @@ class Archive:
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
-        from pydicom.filereader import read_file_meta_info  # noqa: PLC0415  only after a crash
+        # Only after a crash; the committer process is started in half the time, and half as large.
+        from pydicom.errors import InvalidDicomError  # noqa: PLC0415
+        from pydicom.filereader import read_file_meta_info  # noqa: PLC0415
 
         try:
             content = content_hash(str(read_file_meta_info(path).TransferSyntaxUID))

@@ -3,10 +3,11 @@
 `Ingest.receive` may be called from any number of threads. Each caller writes its own spool file, reads
 its own header and makes the file durable; then one committer thread takes all that are waiting, gives them
 their receipt sequence numbers inside one index transaction, makes the directory entries durable, commits,
-and only then lets the callers go on. A caller who is alone does all this itself, with no thread between, and
-syncs its file when it has its name: one commit of the file system's journal holds both. So the order of
-sequence numbers is the order of commits, whatever the number of senders and processes. Never decodes pixels,
-never changes a byte of a data set.
+and only then lets the callers go on. While several are at it, it has a process do that (`committer.py`), for
+which nobody has to wait who needs the interpreter. A caller who is alone does all this itself, with no thread
+between, and syncs its file when it has its name: one commit of the file system's journal holds both. So the
+order of sequence numbers is the order of commits, whatever the number of senders and processes. Never decodes
+pixels, never changes a byte of a data set.
 """
 
 import errno
@@ -22,28 +23,31 @@ from types import TracebackType
 from typing import Final, Self
 
 from dicomfs import forget
-from dicomfs.archive import Archive, Spool, file_meta, plain_ae, storage_errors, sync_directory
+from dicomfs.archive import Archive, Spool, file_meta, plain_ae, storage_errors
+from dicomfs.batch import commit, withdraw
+from dicomfs.committerprocess import CommitterProcess
 from dicomfs.errors import (
     BadInstance,
-    DuplicateRefused,
     IdentityMismatch,
     StoreLocked,
     StoreMismatch,
     StoreUnavailable,
-    StrangerRefused,
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, REBUILD, Index
 from dicomfs.logtext import uid_text
-from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
+from dicomfs.model import Duplicates, Header, Outcome, Receipt
 from dicomfs.pressure import Space
-from dicomfs.writer import Writer
 
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""
+WORTH_A_PROCESS: Final = 32
+"""Objects that several send at once, before a process is started to commit them."""
 _BATCH: Final = 64
 _AT_ONCE_BYTES: Final = 4 << 20
 """Longer objects are synced before they are committed: others must not wait for that."""
+_IDLE_S: Final = 300.0
+"""After which the committer process is ended; it has some memory of its own."""
 _LOOK_BYTES: Final = 32 << 20
 """Of an object that arrives; after so many it is looked again whether there is space for more."""
 
@@ -85,7 +89,10 @@ class Ingest:
         self._index = index
         self._queue: queue.SimpleQueue[Prepared | Callable[[], None] | None] = queue.SimpleQueue()
         self._turn = threading.Lock()
-        """Held by the one thread that uses the index."""
+        """Held by the one thread that uses the index, or the committer process."""
+        self._process = CommitterProcess(store)
+        self._together = 0
+        """Objects that came to the committer thread while several were receiving."""
         self._closing = threading.Lock()
         self._receiving = 0
         """How many are in `receive`."""
@@ -224,7 +231,7 @@ class Ingest:
                         f"kept aside as {kept.name}" if kept else "it could not be kept aside",
                     )
                 raise
-            self.archive.seal(spool, meta)
+            spool.seal(meta)
             undo.pop_all()
         return Prepared(spool, header, receipt)
 
@@ -251,7 +258,7 @@ class Ingest:
                 yield
         except StoreUnavailable as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _GONE:
-                self._queue.put(self._index.let_go)  # which is the committer's
+                self._queue.put(self._let_go)  # of what is the committer's
             raise
 
     @staticmethod
@@ -277,6 +284,7 @@ class Ingest:
             self._queue.put(None)
         self._committer.join()
         with self._turn:
+            self._process.end()
             self._index.close()
 
     def __enter__(self) -> Self:
@@ -291,12 +299,22 @@ class Ingest:
 
     def _run(self) -> None:
         while True:
-            first = self._queue.get()
+            try:
+                first = self._queue.get(timeout=_IDLE_S if self._process.pid else None)
+            except queue.Empty:
+                with self._turn:
+                    self._process.end()
+                self._together = 0
+                continue
             if first is None:
                 return
             with self._turn:
                 if not self._serve(first):
                     return
+
+    def _let_go(self) -> None:
+        self._process.rest()
+        self._index.let_go()
 
     def _serve(self, first: "Prepared | Callable[[], None]") -> bool:
         """Do what is in the queue, `first` and what has come after it; False when it has ended."""
@@ -310,9 +328,40 @@ class Ingest:
             if len(batch) == _BATCH or self._queue.empty():
                 break
             further = self._queue.get()
-        if batch:
+        if batch and not self._hand_over(batch):
             self._settle(batch)
         return further is not None
+
+    def _hand_over(self, batch: list[Prepared]) -> bool:
+        """Have the committer process settle a batch; False: it is still to be settled.
+
+        For one sender alone its start would not pay, nor for a few objects of several.
+        """
+        if self._receiving > 1:
+            self._together += len(batch)
+        if self._together < WORTH_A_PROCESS or not self._process.is_ready():
+            return False
+        try:
+            outcomes = self._process.commit(batch)
+            if outcomes is None:
+                self._take_back(batch)
+                return False
+        except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            for pending in batch:
+                pending.spool.is_left = True
+                pending.done.set_exception(error)
+        else:
+            self._answer(batch, outcomes)
+        return True
+
+    def _take_back(self, batch: list[Prepared]) -> None:
+        """Make a batch be as after a transaction of our own that has failed. Raises StoreUnavailable."""
+        with self._archive_errors():
+            for pending in batch:
+                pending.spool.published = self.archive.find_published(pending.spool)
+                pending.is_new = pending.spool.published is not None
+        if not self._withdraw(batch):
+            raise StoreUnavailable(f"the archive of {self.store} cannot be put in order now")
 
     def _settle(self, batch: list[Prepared]) -> None:
         """Commit a batch or, if that fails, each member alone, so that one cannot fail the others."""
@@ -324,6 +373,8 @@ class Ingest:
             for pending in batch:
                 pending.done.set_exception(error)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            if isinstance(error, StoreUnavailable):
+                self._process.rest()
             if self._withdraw(batch) and len(batch) > 1:
                 for pending in batch:
                     self._settle([pending])
@@ -331,96 +382,34 @@ class Ingest:
                 for pending in batch:
                     pending.done.set_exception(error)
         else:
-            for pending, outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Outcome):
-                    pending.done.set_result(outcome)
-                else:
-                    pending.done.set_exception(outcome)
+            self._answer(batch, outcomes)
+
+    @staticmethod
+    def _answer(batch: list[Prepared], outcomes: list[Outcome | BadInstance]) -> None:
+        for pending, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Outcome):
+                pending.done.set_result(outcome)
+            else:
+                pending.done.set_exception(outcome)
 
     def _commit(self, batch: list[Prepared]) -> list[Outcome | BadInstance]:
-        folders: set[Path] = set()
-        with self._archive_errors(), self._index.write() as writer:
-            outcomes = []
-            for pending in batch:
-                outcome = self._known(writer, pending, folders)
-                if outcome is None:
-                    sequence = writer.next_sequence()
-                    pending.is_new = True
-                    folders.add(self.archive.publish(pending.spool, sequence))
-                    outcome = self._add(writer, pending, sequence)
-                outcomes.append(outcome)
-            for pending in batch:
-                # Whole before its row is: its name may well be durable first (`Archive.clean`).
-                if pending.is_new:
-                    pending.spool.sync()
-            for folder in folders:
-                sync_directory(folder)
-        return outcomes
+        with self._archive_errors():
+            return commit(self.archive, self._index, batch)
 
     def _withdraw(self, batch: list[Prepared]) -> bool:
-        """Undo what a failed transaction has published; False when the store does not let us.
-
-        The numbers of that transaction will be given again: no file may go on bearing them. They become
-        spool files again, since each of the batch may be tried once more, alone.
-        """
-        new = [pending for pending in batch if pending.is_new]
+        """Undo what a failed transaction has published; False when the store does not let us."""
         try:
-            if new:
-                # Under the lock again: meanwhile another process may have stored the same object.
-                with self._archive_errors(), self._index.write() as writer:
-                    for pending in new:
-                        # A COMMIT that failed may be found done once the index has been opened anew.
-                        if not self._has_come(writer, pending.spool):
-                            self.archive.withdraw(pending.spool)
+            with self._archive_errors():
+                withdraw(self.archive, self._index, batch)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            new = [pending for pending in batch if pending.is_new]
             for pending in new:
                 pending.spool.is_left = True
             log.warning(
                 "%d files without a row stay in the archive until the next start: %s", len(new), error
             )
             return False
-        for pending in new:
-            pending.is_new = False
         return True
-
-    def _has_come(self, writer: Writer, spool: Spool) -> bool:
-        known = writer.known(spool.digest)
-        return known is not None and self.archive.path(spool.digest, known.sequence) == spool.published
-
-    def _known(self, writer: Writer, pending: Prepared, folders: set[Path]) -> Outcome | BadInstance | None:
-        """The outcome of what is there already, or is not to be taken; None for what is new."""
-        spool, header, receipt = pending.spool, pending.header, pending.receipt
-        uid = header.sop_instance_uid
-        known = writer.known(spool.digest)
-        if known is not None:
-            if self.archive.intact(spool.digest, known.sequence, known.size):
-                # Who repaired it may have been killed before that was durable.
-                folders.add(self.archive.path(spool.digest, known.sequence).parent)
-                return Outcome(Stored.ALREADY_THERE, uid)
-            first = replace(
-                receipt,
-                received=known.received,
-                source_ae=known.source_ae,
-                duplicates=Duplicates(known.duplicates),
-            )
-            self.archive.seal(spool, file_meta(first, header.sop_class_uid, uid))
-            # Before it takes the place of what is left of the original: that may be all there is.
-            spool.sync()
-            folders.add(self.archive.publish(spool, known.sequence))
-            return Outcome(Stored.REPAIRED, uid, ("its original was missing or damaged and is now repaired",))
-        if receipt.duplicates is Duplicates.REJECT and (earlier := writer.earlier(header)) is not None:
-            text = "another object of the same UIDs is stored already"
-            if earlier.is_same_patient:
-                return DuplicateRefused(text)
-            return StrangerRefused(f"{text}, and it bears another patient's identity")
-        return None
-
-    @staticmethod
-    def _add(writer: Writer, pending: Prepared, sequence: int) -> Outcome:
-        spool, header = pending.spool, pending.header
-        added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
-        derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
-        return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
 
 
 _GONE: Final = frozenset({errno.EROFS, errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE})

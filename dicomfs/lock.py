@@ -115,15 +115,26 @@ def _named(holders: list[str]) -> str:
 
 
 def _holders(fd: int) -> list[str]:
-    """Command and number of every process that holds a lock on this file, as far as it can be seen."""
+    """Command and number of every process that holds a lock on this file, as far as it can be seen.
+
+    Not of those that end with another one that holds it, as the committer process does with its receiver.
+    """
     info = os.fstat(fd)
     place = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
     try:
         fields = [line.split() for line in _LOCKS.read_text().splitlines()]
     except OSError:
         return []
-    found = sorted({int(words[4]) for words in fields if len(words) > 5 and words[5] == place})
-    return [_command(pid) for pid in found if pid > 0]
+    found = {int(words[4]) for words in fields if len(words) > 5 and words[5] == place}
+    return [_command(pid) for pid in sorted(found) if pid > 0 and _parent(pid) not in found]
+
+
+def _parent(pid: int) -> int:
+    """Its process id; 0 when nobody knows."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
 
 
 def _command(pid: int) -> str:

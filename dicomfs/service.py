@@ -6,6 +6,7 @@ import resource
 import signal
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 READY: Final = "READY=1"
@@ -44,8 +45,17 @@ def notify(state: str, environment: Mapping[str, str]) -> None:
 def end_with_parent(environment: Mapping[str, str]) -> None:
     """Have the kernel send us SIGTERM when the process named in `PARENT_VARIABLE` ends, however it ends."""
     parent = environment.get(PARENT_VARIABLE, "")
-    if not parent:
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM), 0, 0, 0)
-    if str(os.getppid()) != parent:  # it ended before we could ask
+    if parent:
+        end_with(int(parent) if parent.isdecimal() else 0, signal.SIGTERM)
+
+
+def end_with(parent: int, how: signal.Signals) -> None:
+    """Have the kernel send us a signal when the thread of this process that has started us ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(how), 0, 0, 0)
+    if os.getppid() != parent:  # it ended before we could ask
         raise SystemExit("the process that this was a part of has ended")
+
+
+def python_path() -> str:
+    """`PYTHONPATH` for a process of our own package, which may be where no child looks, as in a test."""
+    return os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))

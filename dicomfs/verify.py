@@ -126,7 +126,7 @@ def relabel(archive: Archive, digest: bytes, offset: int, receipt: Receipt, sequ
         with spool.reader() as file:
             header = read_header(file, spool.size, receipt.transfer_syntax)
         meta = file_meta(receipt, header.sop_class_uid, header.sop_instance_uid)
-        archive.seal(spool, meta)
+        spool.seal(meta)
         spool.sync()
         archive.replace(spool, sequence)
 

@@ -11,13 +11,13 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Self
 
 import trio
 
 from dicomfs.errors import WorkerStartFailed
 from dicomfs.protocol import READY_JOB, Answer, AnswerReader, BrokenAnswer, Status, frame_request
+from dicomfs.service import python_path
 
 log = logging.getLogger(__name__)
 
@@ -144,10 +144,9 @@ class WorkerProcess:
 
 def _spawn(command: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start a process with three pipes, out of reach of Ctrl-C, with an environment of its own."""
-    inherited = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME")
+    inherited = ("PATH", "LD_LIBRARY_PATH", "PYTHONHOME")
     env = {name: os.environ[name] for name in inherited if name in os.environ}
-    # The package may have been found in a way that a child does not inherit, such as `sys.path` of a test.
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), env.get("PYTHONPATH"))))
+    env["PYTHONPATH"] = python_path()
     env["LC_ALL"] = "C.UTF-8"
     # Threads reserve address space and buy nothing: jobs run in parallel.
     for library in ("OPENBLAS", "OMP", "MKL"):

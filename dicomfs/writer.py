@@ -51,6 +51,11 @@ from dicomfs.selection import ANY, day_of_exam, modality_key
 from dicomfs.spelling import id_label
 from dicomfs.statement import Statement as _Statement
 
+DIFFERS: Final = "differs from an earlier original of the same UIDs"
+STRANGER: Final = (
+    "bears another patient's identity than the earlier original of the same UIDs: check who is right"
+)
+"""Warnings about an object; by UID, the caller names it."""
 _CLOCK_TOLERANCE_S: Final = 86_400.0
 _REMEMBERED: Final = 10_000
 
@@ -314,12 +319,9 @@ class Writer:
         if earlier is not None:
             stored = Stored.OTHER_VERSION
             if not earlier.is_same_patient:
-                warnings.append(
-                    "bears another patient's identity than the earlier original of the same UIDs: "
-                    "check who is right"
-                )
+                warnings.append(STRANGER)
             if receipt.duplicates is Duplicates.BOTH:
-                warnings.append("differs from an earlier original of the same UIDs; both are shown")
+                warnings.append(f"{DIFFERS}; both are shown")
             else:
                 instance = earlier.instance
         if instance == sequence:
@@ -327,11 +329,9 @@ class Writer:
             self._instance(header, receipt, sequence, self._owner(header, sequence, receipt), unique)
         elif receipt.duplicates is Duplicates.NEWEST and earlier is not None and earlier.is_same_patient:
             self._show(header, receipt, instance, sequence)
-            warnings.append("differs from an earlier original of the same UIDs, and is shown in its place")
+            warnings.append(f"{DIFFERS}, and is shown in its place")
         else:
-            warnings.append(
-                "differs from an earlier original of the same UIDs, which stays the one that is shown"
-            )
+            warnings.append(f"{DIFFERS}, which stays the one that is shown")
         _INSERT[originals].run(
             self._connection,
             id=sequence,

@@ -6,17 +6,12 @@ so that nothing in the product knows of this. The process comes from a fork serv
 imported; at its point it stops itself (SIGSTOP), for the test to kill it there.
 """
 
-import importlib
 import logging
 import multiprocessing
-import os
-import signal
-import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial, wraps
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,6 +23,7 @@ from dicomfs.model import Duplicates
 from dicomfs.scp import StorageSCP
 from dicomfs.writer import Writer
 from tests.disk import states
+from tests.stops import Point, Statements, stop_at, watch_statements
 from tests.support import LOCALHOST, wait_until
 
 
@@ -53,17 +49,6 @@ class Scene(Enum):
     """One that has a row, but whose original is gone."""
     OTHER = auto()
     """Another version of one that is shown, with `duplicates=newest`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """Before or after the nth call of a function; `text`: only calls with this argument count."""
-
-    target: str
-    """MODULE:NAME, where the caller finds it."""
-    is_before: bool = False
-    nth: int = 1
-    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +94,7 @@ def _before(target: str, nth: int = 1, text: str = "") -> tuple[Point, Point]:
 
 
 _ARCHIVE: Final = "dicomfs.archive:"
-_SQL: Final = "tests.steps:Statements.execute"
+_SQL: Final = "tests.stops:Statements.execute"
 _SEND: Final = "dicomfs.connection:Connection.send"
 """The first call answers the association request, the second the C-STORE request."""
 _TELL: Final = "dicomfs.filescommand:Tally.note"
@@ -146,13 +131,13 @@ STEPS: Final = (
         None,
         scene=Scene.REFUSED,
     ),
-    Step("file meta written", *_after(f"{_ARCHIVE}Archive.seal"), spool=1),
+    Step("file meta written", *_after(f"{_ARCHIVE}Spool.seal"), spool=1),
     Step("spool file synced", None, Point(f"{_ARCHIVE}Spool.sync"), spool=1),
     Step("write transaction begun", *_after(_SQL, text="BEGIN IMMEDIATE"), spool=1),
     Step("named in the archive", *_after(f"{_ARCHIVE}Archive.publish"), spool=1, archived=True),
     Step("rows written", *_after("dicomfs.writer:Writer.add"), spool=1, archived=True),
     Step("synced under its name", Point(f"{_ARCHIVE}Spool.sync"), None, spool=1, archived=True),
-    Step("folder synced", *_after("dicomfs.ingest:sync_directory"), spool=1, archived=True),
+    Step("folder synced", *_after("dicomfs.batch:sync_directory"), spool=1, archived=True),
     Step("before COMMIT", *_before(_SQL, text="COMMIT"), spool=1, archived=True),
     Step(
         "COMMIT written, not synced",
@@ -182,7 +167,7 @@ STEPS: Final = (
     Step("withdrawn from the archive", *_after(f"{_ARCHIVE}Archive.withdraw"), spool=1, scene=Scene.FAILED),
     Step(
         "a missing original: its file meta written",
-        *_after(f"{_ARCHIVE}Archive.seal", nth=2),
+        *_after(f"{_ARCHIVE}Spool.seal", nth=2),
         spool=1,
         row=True,
         scene=Scene.MISSING,
@@ -205,7 +190,7 @@ STEPS: Final = (
     ),
     Step(
         "a missing original: folder synced",
-        *_after("dicomfs.ingest:sync_directory"),
+        *_after("dicomfs.batch:sync_directory"),
         spool=1,
         archived=True,
         row=True,
@@ -232,39 +217,6 @@ STEPS: Final = (
 # The process that stops
 
 
-def _stop_at(point: Point) -> Callable[[], None]:
-    """Put a stop there; it counts once what is returned was called."""
-    module, _, path = point.target.partition(":")
-    owner: Any = importlib.import_module(module)
-    *outer, name = path.split(".")
-    for part in outer:
-        owner = getattr(owner, part)
-    whole = getattr(owner, name)
-    armed = threading.Event()
-    calls: list[None] = []
-
-    def stop() -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
-        threading.Event().wait()  # should another thread have taken the signal
-
-    @wraps(whole)
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        is_meant = armed.is_set() and (not point.text or point.text in args)
-        if is_meant:
-            calls.append(None)
-        is_now = is_meant and len(calls) == point.nth
-        if is_now and point.is_before:
-            stop()
-        try:
-            return whole(*args, **kwargs)
-        finally:
-            if is_now:
-                stop()
-
-    setattr(owner, name, watched)
-    return armed.set
-
-
 def _when_open(then: Callable[[], None]) -> None:
     """Call that when the store is open: what its opening does is not what is meant."""
     whole = Ingest.open
@@ -275,18 +227,6 @@ def _when_open(then: Callable[[], None]) -> None:
         return ingest
 
     Ingest.open = opened  # type: ignore[method-assign,assignment]
-
-
-class Statements(sqlite3.Connection):
-    """SQLite's connection, as a class whose methods can be replaced."""
-
-    is_synced = True
-
-    def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
-        """The same."""
-        if sql == "BEGIN IMMEDIATE" and not self.is_synced:
-            super().execute("PRAGMA synchronous = OFF")
-        return super().execute(sql, *values)
 
 
 def _refuse_rows(*_: object) -> None:
@@ -305,10 +245,9 @@ def work(step: Step, door: Door, store: Path, file: Path, policy: Duplicates, *,
     assert point is not None
     if step.scene is Scene.FAILED:
         Writer.add = _refuse_rows  # type: ignore[method-assign,assignment]
-    connect = partial(sqlite3.connect, factory=Statements)
-    sqlite3.connect = sqlite3.dbapi2.connect = connect  # type: ignore[assignment]
+    watch_statements()
     Statements.is_synced = step.is_synced
-    arm = _stop_at(point)
+    arm = stop_at(point)
     if step.scene is Scene.FIRST_START:
         arm()
     else:

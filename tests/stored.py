@@ -31,20 +31,29 @@ class Contents:
         return frozenset(self.rows) - self.archived
 
 
-def contents(store: Path) -> Contents:
-    """All that is there; fails when a file is not what its name says, or a row not what its file says."""
+def contents(store: Path, *, is_cleaned: bool = True) -> Contents:
+    """All that is there; fails when a file is not what its name says, or a row not what its file says.
+
+    Until the next start (`is_cleaned` is false) a file without a row may hold anything.
+    """
     archived: dict[tuple[str, int], Original] = {}
+    unread: set[str] = set()
+    found = _rows(store)
+    known = {(digest, row) for row, digest, *_ in found}
     for path in sorted((store / "archive").rglob("*")):
         if path.is_dir():
             assert path.parent == store / "archive"
             continue
-        it = original(path)
         digest, _, number = path.stem.partition("-")
+        if not is_cleaned and (digest, int(number)) not in known:
+            unread.add(digest)
+            continue
+        it = original(path)
         assert (path.parent.name, digest, path.suffix) == (it.digest[:2], it.digest, ".dcm")
         archived[digest, int(number)] = it
     rows: dict[str, int] = {}
     shown: set[str] = set()
-    for row, digest, size, uid, is_shown in _rows(store):
+    for row, digest, size, uid, is_shown in found:
         rows[digest] = row
         if is_shown:
             shown.add(digest)
@@ -52,8 +61,9 @@ def contents(store: Path) -> Contents:
             it = archived[digest, row]
             assert (len(it.data_set), it.sop_uid) == (size, uid)
     spool = len(list((store / "incoming").iterdir())) if (store / "incoming").exists() else 0
-    orphans = frozenset(digest for digest, number in archived if rows.get(digest) != number)
-    return Contents(rows, frozenset(shown), frozenset(digest for digest, _ in archived), orphans, spool)
+    orphans = unread | {digest for digest, number in archived if rows.get(digest) != number}
+    files = unread | {digest for digest, _ in archived}
+    return Contents(rows, frozenset(shown), frozenset(files), frozenset(orphans), spool)
 
 
 def _copied(store: Path, folder: str) -> Path:

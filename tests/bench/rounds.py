@@ -3,8 +3,10 @@
 import hashlib
 import logging
 import multiprocessing
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from dicomfs.model import Duplicates
 from dicomfs.scp import StorageSCP
 from tests.disk import Disk, disk, freeze
 from tests.made import data_set, encoded, save
+from tests.receiving import with_process
 from tests.stored import Contents, contents
 from tests.support import LOCALHOST, require
 from tests.system.programs import NO_DELAY, acknowledged
@@ -119,10 +122,12 @@ def _template(path: Path, sides: tuple[int, ...]) -> _Template:
 # Processes that come to a sudden end
 
 
-def _receive(store: Path, policy: Duplicates, port: Pipe) -> None:
+def _receive(store: Path, policy: Duplicates, has_process: bool, port: Pipe) -> None:
+    """Tells its port, and the committer process (0: as yet there is none)."""
     logging.disable()
-    scp = StorageSCP.start(LOCALHOST, 0, "DICOMFS", Ingest.open(store, policy))
-    port.send(scp.port)
+    ingest = Ingest.open(store, policy)
+    committer = with_process(ingest) if has_process else 0
+    port.send((StorageSCP.start(LOCALHOST, 0, "DICOMFS", ingest).port, committer))
     threading.Event().wait()
 
 
@@ -185,8 +190,8 @@ class Rounds:
         sets = [self._objects.write(work / str(n), self._chance.randint(4, 16)) for n in range(_SENDERS + 1)]
         logs = [work / f"{n}.log" for n in range(_SENDERS + 1)]
         port, there = _FORKS.Pipe(duplex=False)
-        receiver = _started(_receive, self._store, policy, there)
-        number = port.recv()
+        receiver = _started(_receive, self._store, policy, self._chance.random() < 0.5, there)
+        number, committer = port.recv()
         senders = [_storescu(number, files, log) for files, log in zip(sets, logs[1:], strict=False)]
         bringer = _started(_import, self._store, policy, sets[-1], logs[0])
         time.sleep(self._chance.random() * _LONGEST_S)
@@ -197,6 +202,9 @@ class Rounds:
                     freeze(process.pid or 0)
             self._power.lose_power()
             _kill(receiver, bringer)
+        elif committer and self._chance.random() < 0.5:
+            with suppress(ProcessLookupError):
+                os.kill(committer, signal.SIGKILL)
         else:
             _kill(*self._chance.choice([(receiver,), (bringer,), (receiver, bringer)]))
         for sender in senders:
@@ -210,7 +218,7 @@ class Rounds:
         return answered + [Path(line.strip()) for line in brought if line.endswith("\n")]
 
     def _check(self) -> None:
-        tally, before = self.tally, contents(self._store)
+        tally, before = self.tally, contents(self._store, is_cleaned=False)
         tally.counts["spool files left"] += before.spool
         tally.counts["of them with a name in the archive and no row"] += len(before.orphans)
         with Ingest.open(self._store):

@@ -98,6 +98,15 @@ def storescu(port: int, *files: Path) -> subprocess.CompletedProcess[str]:
     return _sent([require("storescu"), "-v", "-aec", "DICOMFS", LOCALHOST, str(port), *map(str, files)])
 
 
+def sending(port: int, files: list[Path], log: Path) -> "subprocess.Popen[bytes]":
+    """The same, while others do something else; what it says goes to `log`."""
+    argv = [require("storescu"), "-v", "-aec", "DICOMFS", LOCALHOST, str(port), *map(str, files)]
+    with log.open("wb") as said:
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=NO_DELAY
+        )
+
+
 _SENDING = re.compile(r"Sending file: (.+)")
 _ANSWER = re.compile(r"Received Store Response \((.+)\)")
 
@@ -113,6 +122,11 @@ def acknowledged(log: Path) -> list[Path]:
             files.append(sending)
             sending = None
     return files
+
+
+def taken(logs: list[Path], enough: int) -> bool:
+    """Whether so many files were answered with Success."""
+    return sum(len(acknowledged(log)) for log in logs) >= enough
 
 
 def dcmsend(port: int, *files: Path) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ import fcntl
 import json
 import random
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import LOCALHOST, Running, command_line, connects, free_port, require, running
-from tests.system.programs import NO_DELAY, Original, acknowledged, dicomfs, original, series, storescu
+from tests.system.programs import (
+    Original,
+    acknowledged,
+    dicomfs,
+    original,
+    sending,
+    series,
+    storescu,
+    taken,
+)
 
 ROUNDS = 10
 SENDERS = 2
@@ -62,9 +70,9 @@ def test_what_was_acknowledged_survives(tmp_path: Path) -> None:
         everything += [path for files in sets for path in files]
         logs = [tmp_path / f"sender-{number}-{sender}.log" for sender in range(SENDERS)]
         with receiving(store, tmp_path / "scp.log") as receiver:
-            senders = [_send(receiver.port, files, log) for files, log in zip(sets, logs, strict=True)]
+            senders = [sending(receiver.port, files, log) for files, log in zip(sets, logs, strict=True)]
             enough = chance.randrange(SENDERS * IMAGES)
-            receiver.running.wait_until(partial(_taken, logs, enough), "some objects were taken")
+            receiver.running.wait_until(partial(taken, logs, enough), "some objects were taken")
             receiver.running.process.kill()
             receiver.running.process.wait()
         for sender in senders:
@@ -87,18 +95,6 @@ def test_what_was_acknowledged_survives(tmp_path: Path) -> None:
     on_disk = sorted(path.stem.split("-")[0] for path in (store / "archive").rglob("*.dcm"))
     assert on_disk == sorted(it.digest for it in kept.values())
     assert "Traceback" not in (tmp_path / "scp.log").read_text()
-
-
-def _taken(logs: list[Path], enough: int) -> bool:
-    return sum(len(acknowledged(log)) for log in logs) >= enough
-
-
-def _send(port: int, files: list[Path], log: Path) -> "subprocess.Popen[bytes]":
-    argv = [require("storescu"), "-v", "-aec", "DICOMFS", LOCALHOST, str(port), *map(str, files)]
-    with log.open("wb") as said:
-        return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=NO_DELAY
-        )
 
 
 def test_spool_files_are_removed_unless_somebody_writes_them(tmp_path: Path) -> None:

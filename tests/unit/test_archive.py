@@ -126,7 +126,7 @@ def killed_after_publishing(store: Path, number: int, sequence: int) -> Path:
     archive.create()
     spool = archive.spool(ExplicitVRLittleEndian)
     spool.write(image(number))
-    archive.seal(spool, file_meta(receipt(), MR_STORAGE, f"2.25.77{number}"))
+    spool.seal(file_meta(receipt(), MR_STORAGE, f"2.25.77{number}"))
     archive.publish(spool, sequence)
     os.close(spool.fd)
     assert spool.published is not None
