@@ -70,14 +70,6 @@ _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
 
 
-@dataclass(frozen=True, slots=True)
-class ArchivedMeta:
-    """What an archived file says of its own receipt: enough to rebuild the index from the archive alone."""
-
-    sequence: int
-    receipt: Receipt
-
-
 def content_hash(transfer_syntax: str) -> "hashlib._Hash":
     """SHA-256 of an original, begun with its transfer syntax; feed it the data set as received."""
     return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
@@ -137,16 +129,6 @@ def digest_and_sequence(name: str) -> tuple[bytes, int]:
     if found is None:
         raise UnreadableDataSet(f"{name!r} is not the name of an archived original")
     return bytes.fromhex(found[1]), int(found[2])
-
-
-def read_archived_meta(path: Path) -> ArchivedMeta:
-    """What a file says of its receipt, and the number in its name.
-
-    Raises UnreadableDataSet when it is not one of ours, OSError.
-    """
-    _, sequence = digest_and_sequence(path.name)
-    with path.open("rb") as file:
-        return ArchivedMeta(sequence, parse_file_meta(file.read(DATA_SET_OFFSET)))
 
 
 def parse_file_meta(raw: bytes) -> Receipt:

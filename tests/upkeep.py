@@ -2,14 +2,14 @@
 
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import file_meta
+from dicomfs.archive import DATA_SET_OFFSET, digest_and_sequence, file_meta, parse_file_meta
 from dicomfs.model import Receipt
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
 
@@ -52,3 +52,17 @@ def execute(store: Path, *statements: str) -> None:
     with closing(sqlite3.connect(store / "index.sqlite3", isolation_level=None)) as raw:
         for statement in statements:
             raw.execute(statement)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedMeta:
+    """What an archived file says of its own receipt."""
+
+    sequence: int
+    receipt: Receipt
+
+
+def read_archived_meta(path: Path) -> ArchivedMeta:
+    """What a file says of its receipt, and the number in its name."""
+    _, sequence = digest_and_sequence(path.name)
+    return ArchivedMeta(sequence, parse_file_meta(path.read_bytes()[:DATA_SET_OFFSET]))

@@ -10,10 +10,11 @@ from pydicom import dcmread
 from pydicom.uid import UID
 
 from dicomfs import cli, exitcodes
-from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.index import Index
 from dicomfs.selection import Selection
 from tests.support import shipped
+from tests.upkeep import read_archived_meta
 
 
 def originals(store: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive
 from dicomfs.errors import StoreError, StoreMismatch, StoreUnavailable
 from dicomfs.findings import Kind, Report
 from dicomfs.index import INDEX_NAME, Index
@@ -26,7 +26,16 @@ from dicomfs.renditions import Key, Renditions
 from dicomfs.scrub import scrub
 from tests.made import RECEIVED, data_set, encoded, save, tree, walk
 from tests.support import ROOT
-from tests.upkeep import RECEIPT, digest_of, execute, image, leave_behind, overwrite, path_of
+from tests.upkeep import (
+    RECEIPT,
+    digest_of,
+    execute,
+    image,
+    leave_behind,
+    overwrite,
+    path_of,
+    read_archived_meta,
+)
 
 TABLES = (
     "patients",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool
 from dicomfs.errors import StoreMismatch, StoreUnavailable
 from dicomfs.findings import Finding, Kind, Report
 from dicomfs.index import Index
@@ -20,7 +20,16 @@ from dicomfs.ingest import Ingest
 from dicomfs.model import Receipt, Stored
 from dicomfs.scrub import scrub
 from tests.made import RECEIVED
-from tests.upkeep import RECEIPT, digest_of, execute, image, leave_behind, overwrite, path_of
+from tests.upkeep import (
+    RECEIPT,
+    digest_of,
+    execute,
+    image,
+    leave_behind,
+    overwrite,
+    path_of,
+    read_archived_meta,
+)
 
 IMAGES = 6
 

@@ -15,7 +15,7 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta, read_archived_meta
+from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest, Prepared
@@ -23,6 +23,7 @@ from dicomfs.model import Header, Outcome, Receipt, Stored
 from dicomfs.writer import Added, Writer
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
 from tests.support import ROOT, wait_until
+from tests.upkeep import read_archived_meta
 
 
 def receipt(received: float = RECEIVED) -> Receipt:

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import read_archived_meta
 from dicomfs.entries import Entry
 from dicomfs.errors import DuplicateRefused
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt, Stored
 from tests.made import RECEIVED, data_set, encoded, tree, walk
+from tests.upkeep import read_archived_meta
 
 RECEIPT = Receipt(ExplicitVRLittleEndian, RECEIVED, "SCANNER", "DICOMFS")
 NAME = "Doe Jane/2024-01-31/cine_5_1"

@@ -8,6 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
+SHOW = (
+    *("protocol", "lengths", "worker", "workerprocess", "turns", "workers", "twoqueue", "cache"),
+    *("cachefolder", "diskcache", "gate", "inode", "entries", "tree", "pools", "spans", "ahead"),
+    *("follow", "stepping", "prefetch", "present", "view", "offline", "explain", "publish", "stalls"),
+    *("callers", "pages", "fuse", "mount"),
+)
+"""What a mount is made of."""
 ORDER = (
     *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
@@ -24,38 +31,7 @@ ORDER = (
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
     *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
     *("association", "scp", "importer"),
-    *(
-        "protocol",
-        "lengths",
-        "worker",
-        "workerprocess",
-        "turns",
-        "workers",
-        "twoqueue",
-        "cache",
-        "cachefolder",
-        "diskcache",
-        "gate",
-        "inode",
-        "entries",
-        "tree",
-        "pools",
-        "spans",
-        "ahead",
-        "follow",
-        "stepping",
-        "prefetch",
-        "present",
-        "view",
-        "offline",
-        "explain",
-        "publish",
-        "stalls",
-        "callers",
-        "pages",
-        "fuse",
-        "mount",
-    ),
+    *SHOW,
     *("samba", "serve", "forgetting"),
     *("status", "metrics", "statusview", "statuscommand", "maintenance"),
     *("exitcodes", "progress", "scpcommand", "servecommand", "filescommand"),
@@ -85,35 +61,7 @@ RECEIVE = {
     "scp",
     "importer",
 }
-PRESENT = {
-    "render",
-    "renditions",
-    "protocol",
-    "lengths",
-    "worker",
-    "turns",
-    "workers",
-    "twoqueue",
-    "cache",
-    "cachefolder",
-    "diskcache",
-    "gate",
-    "tree",
-    "pools",
-    "ahead",
-    "follow",
-    "stepping",
-    "prefetch",
-    "present",
-    "view",
-    "offline",
-    "explain",
-    "publish",
-    "stalls",
-    "callers",
-    "fuse",
-    "mount",
-}
+PRESENT = {"render", "renditions", *SHOW} - {"workerprocess"}
 BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand"}
 BOTH |= {"servecommand", "filescommand", "cli"}
 """Where receiving and presenting may meet."""
