@@ -45,6 +45,8 @@ _FIRST_PAGE: Final = 100
 """Somebody waits for it, and has nothing to do meanwhile."""
 _BEHIND: Final = 2 * _PAGE
 """Names of an open folder that are kept when they have been handed out: more than an answer of smbd has."""
+_OPEN_KEPT: Final = 32
+"""Open folders of which anything is kept."""
 _NAMES_KEPT: Final = 20_000
 """Of folders that were listed; each takes some 500 bytes."""
 _NAME_BYTES: Final = 255
@@ -106,6 +108,10 @@ class _Name(NamedTuple):
 _cookie = attrgetter("cookie")
 
 
+def _unsized(name: _Name) -> bool:
+    return not name.attributes.attr_timeout
+
+
 @dataclass(slots=True)
 class _Listing:
     """An open folder: what was fetched of it, a part of which may have been handed out."""
@@ -129,14 +135,22 @@ class _Listing:
 
     def seek(self, cookie: int) -> None:
         """Go on after a cookie; smbd goes back to the name at which its last answer was full."""
-        at = bisect_left(self.fetched, cookie, key=_cookie)
-        if at < len(self.fetched) and self.fetched[at].cookie == cookie:
-            self.place = at + 1
-        elif cookie == self.after:
-            self.place = 0
-        else:
-            self.after, self.place = cookie, 0
+        at = self._place_after(cookie)
+        # From the start: as it is now. And a size that was not known may be known to the kernel by now.
+        is_old = (
+            at is None or (not cookie and self.place) or any(map(_unsized, self.fetched[at : self.place]))
+        )
+        if at is None or is_old:
+            self.after, at = cookie, 0
             self.fetched.clear()
+        self.place = at
+
+    def _place_after(self, cookie: int) -> int | None:
+        if cookie == self.after:
+            return 0
+        at = bisect_left(self.fetched, cookie, key=_cookie)
+        is_kept = at < len(self.fetched) and self.fetched[at].cookie == cookie
+        return at + 1 if is_kept else None
 
     def take(self, page: Sequence[_Name]) -> None:
         """What comes next; of what was handed out long ago nothing is kept."""
@@ -198,6 +212,8 @@ class Door(pyfuse3.Operations):
         self._reading: dict[int, None] = {}
         """Handles of folders whose next page is to be fetched."""
         self._readers = trio.lowlevel.ParkingLot()
+        self._lately: dict[int, None] = {}
+        """Handles of folders that were read lately, the last one last."""
 
     # Attributes
 
@@ -292,6 +308,7 @@ class Door(pyfuse3.Operations):
         assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
         self._presenter.seen(listing.inode)
         listing.seek(start_id)
+        self._keep_open(fh)
         has_some = False
         # Whoever has some names is busy with them, and what has to be fetched is fetched meanwhile.
         while listing.waiting or self._fetch(listing, only_kept=has_some):
@@ -318,6 +335,16 @@ class Door(pyfuse3.Operations):
         listing.take(page)
         return bool(page)
 
+    def _keep_open(self, fh: int) -> None:
+        """What is kept of open folders is bounded: nothing, of the one that was read longest ago."""
+        self._lately.pop(fh, None)
+        self._lately[fh] = None
+        if len(self._lately) > _OPEN_KEPT:
+            oldest = next(iter(self._lately))
+            del self._lately[oldest]
+            if isinstance(listing := self._handles.get(oldest), _Listing):
+                listing.drop()
+
     async def read_ahead(self) -> None:
         """Fetch next pages of open folders while those who list them are busy with what they have.
 
@@ -329,9 +356,13 @@ class Door(pyfuse3.Operations):
                 continue
             fh, _ = self._reading.popitem()
             listing = self._handles.get(fh)
-            if isinstance(listing, _Listing):
-                with contextlib.suppress(StoreUnavailable):  # who goes on is told
+            try:
+                if isinstance(listing, _Listing):
                     self._fetch(listing)
+            except StoreUnavailable:
+                pass  # who goes on is told
+            except Exception:
+                log.exception("a bug in listing ahead")  # the mount goes on
             await trio.lowlevel.checkpoint()
 
     def _page(self, folder: Inode, after: int, *, only_kept: bool) -> Sequence[_Name]:
@@ -350,6 +381,7 @@ class Door(pyfuse3.Operations):
         """End a listing."""
         del self._handles[fh]
         self._reading.pop(fh, None)
+        self._lately.pop(fh, None)
 
     # Files
 
@@ -563,6 +595,10 @@ class Door(pyfuse3.Operations):
         before may be gone.
         """
         self._presenter.forget_opened()
+        self._drop_listed()
+
+    def _drop_listed(self) -> None:
+        """Fetch anew what is kept of folders, open or not."""
         self._pages.clear()
         for handle in self._handles.values():
             if isinstance(handle, _Listing):
@@ -570,7 +606,7 @@ class Door(pyfuse3.Operations):
 
     def drop_attributes(self, inode: Inode) -> None:
         """A file has another size than was announced: the kernel must not go on believing the old one."""
-        self._pages.clear()
+        self._drop_listed()
         # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
         with contextlib.suppress(OSError):  # it had forgotten the file
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.number), attr_only=True)

@@ -363,10 +363,11 @@ class Index:
             of = {"modality": modality, "shows": selection.shows, "first_day": selection.first_day}
             page: list[PatientRow] = []
             last = after
-            while not page:
+            # What came lately may not be shown yet. A page that is short for that would be filled up with
+            # another modality's patients, in front of those who follow here.
+            while len(page) < most:
                 rows = self._rows(queries.PATIENT_PAGE, after=last, most=most, **of)
-                # What came lately may not be shown yet, and be all that there is.
-                page = [
+                page += [
                     patient_row(row)
                     for row in rows
                     if row.risen <= selection.through or self._has_shown(row.id, modality, selection)
@@ -374,7 +375,7 @@ class Index:
                 if len(rows) < most:
                     break
                 last = rows[-1].id
-            return page
+            return page[:most]
 
         return self._page(selection, most, fetch, lambda patient: patient.id)
 

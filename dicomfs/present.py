@@ -153,7 +153,9 @@ class Presenter:
             self._at_hand_version = version
             return None
         data = self._cache.peek(key)
-        if data is not None and self._prefetch is not None:
+        if data is None or self._renditions.size(key) != len(data):
+            return None  # another mount may have announced another size
+        if self._prefetch is not None:
             self._prefetch.reached(key)
         return data
 
@@ -194,9 +196,15 @@ class Presenter:
         *,
         opening: bool = False,
         is_use: bool = True,
+        at_hand: dict[int, Key] | None = None,
     ) -> bytes:
-        """As `contents`, of a file that has just been looked up, and with it the size that is announced."""
-        at_hand = self._at_hand
+        """As `contents`, of a file that was looked up, and with it the size that is announced.
+
+        `at_hand`: what `_at_hand` was then; None: what it is now. What has been forgotten since must not get
+        into its successor.
+        """
+        if at_hand is None:
+            at_hand = self._at_hand
         data = self._cache.peek(picture.key, is_use=is_use)
         if opening and self._prefetch is not None:
             self._prefetch.opened(picture, was_kept=data is not None)
@@ -258,7 +266,7 @@ class Presenter:
 
         Raises as `contents`.
         """
-        picture = self.tree.picture(inode)
+        picture, at_hand = self.tree.picture(inode), self._at_hand
         if picture is None:
             return None
         known = self._renditions.size(picture.key)
@@ -270,7 +278,7 @@ class Presenter:
                 await self._tell_lengths([picture], Urgency.WAITED)
                 if (known := self._renditions.size(picture.key)) is not None:
                     return known
-            return len(await self._contents(inode, picture, None))
+            return len(await self._contents(inode, picture, None, at_hand=at_hand))
 
     async def _tell_lengths(self, pictures: Sequence[Picture], urgency: Urgency) -> None:
         """Announce sizes that are certain without a render; pictures of one recipe."""
@@ -297,17 +305,17 @@ class Presenter:
     async def _render_ahead(self, inodes: Sequence[Inode], effort: Effort) -> None:
         """See `ahead.Render`."""
         urgency = Urgency.WAITED if effort is Effort.WANTED else Urgency.SPARE
-        unknown = self._unknown(inodes)
+        unknown, at_hand = self._unknown(inodes), self._at_hand
         if unknown and self.tree.is_uncompressed(inodes[0]):
             await self._tell_lengths([picture for _, picture in unknown], urgency)
-            unknown = self._unknown(inodes)
+            unknown, at_hand = self._unknown(inodes), self._at_hand
         for inode, picture in unknown:
             if effort is Effort.OLD:
                 # Not through the cache. Who asks for it meanwhile has it rendered for himself, at once.
                 window = await self._pools.window(picture, urgency=urgency)
                 await self._render(inode, picture, window, urgency, is_use=False, is_kept=False)
             else:
-                await self._contents(inode, picture, None, urgency, is_use=False)
+                await self._contents(inode, picture, None, urgency, is_use=False, at_hand=at_hand)
 
     def _unknown(self, inodes: Sequence[Inode]) -> list[tuple[Inode, Picture]]:
         """Those of which there is a picture and no size."""

@@ -337,8 +337,8 @@ class Renditions:
         of = {"recipe": recipe, "first": first, "last": last}
         with _translated():
             least, greatest = min(originals), max(originals)
-            if greatest - least < 2 * len(originals):
-                # What came in one after the other lies side by side.
+            if 1 < len(originals) == greatest - least + 1 and first == last:
+                # What came in one after the other lies side by side, unless there are other frames between.
                 rows = _SIZES_BETWEEN.all(self._driver, least=least, greatest=greatest, **of)
             else:
                 rows = _SIZES.all(self._driver, originals=json.dumps(list(originals)), **of)

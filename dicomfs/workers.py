@@ -122,7 +122,7 @@ class Workers:
         self._command = command
         self._queues: dict[Urgency, Turns[_Job]] = {urgency: Turns() for urgency in Urgency}
         self._next_s = 1.0
-        """What jobs of `Urgency.NEXT` take, the longest of the latest few; slow until it is known."""
+        """What jobs of `Urgency.NEXT` may take, the longest of the latest few; slow until it is known."""
         self._running: set[_Job] = set()
         self._idle: list[_Idle] = []
         self._cold: list[trio.Event] = []
@@ -179,7 +179,8 @@ class Workers:
             failure = sentence(answer.text) if answer.status is Status.PERMANENT else None
         except NotDisplayable as error:
             failure = str(error)
-            answer = await self._ask_surely(NoticeRequest(recipe, failure), urgency=urgency)
+            # It takes milliseconds, and somebody may have come to wait for it meanwhile.
+            answer = await self._ask_surely(NoticeRequest(recipe, failure), urgency=Urgency.WAITED)
         if not answer.data:
             raise RenderFailed("The render worker answered without a picture")
         return Rendered(answer.data, failure)
@@ -414,7 +415,8 @@ class Workers:
         finally:
             took = trio.current_time() - began
             self._queue(job).charge(job.asker, took)
-            if job.urgency is Urgency.NEXT:
+            if job.urgency is not Urgency.SPARE:
+                # Also of what somebody waits for: with that he begins to step.
                 self._next_s = max(took, self._next_s / 2)
 
     async def _try(self, process: WorkerProcess, job: _Job) -> bool:

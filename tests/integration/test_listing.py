@@ -14,7 +14,7 @@ import trio
 
 from dicomfs.entries import Listed
 from dicomfs.errors import StoreUnavailable
-from dicomfs.fuse import Door
+from dicomfs.fuse import Door, _Listing
 from dicomfs.index import Index
 from dicomfs.inode import Inode
 from dicomfs.publish import Publisher
@@ -145,6 +145,8 @@ def test_who_goes_back_a_little_costs_the_index_nothing(
 
     async def scenario() -> None:
         async with _opened(tmp_path, monkeypatch) as it:
+            _know_sizes(it.shown)
+            it.fetched.clear()
             start, names = 0, []
             while (part := await it.read(start, 749)).names:
                 names += part.names[:455]
@@ -244,6 +246,79 @@ def test_a_size_that_is_announced_anew_is_listed(
     run(scenario)
 
 
+def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(writer, 9)
+
+    async def scenario() -> None:
+        async with _opened(tmp_path, monkeypatch) as it:
+            _know_sizes(it.shown)
+            part = await it.read(0, 5)
+            assert part.sizes == [101, 102, 103, 104, 105]
+            for entry in it.shown.entries()[3:7]:
+                picture = it.shown.presenter.tree.picture(entry.inode)
+                assert picture is not None
+                it.shown.presenter._announce(entry.inode, picture.key, 77, "")
+            rest = await it.all_of_it(part.cookies[1])  # back a little
+            assert rest.sizes == [103, 77, 77, 77, 77, 108, 109]
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("back_to", [0, 2])
+def test_sizes_that_have_become_known_are_handed_out_to_who_goes_back(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, back_to: int
+) -> None:
+    _fill(writer, 5)
+
+    async def scenario() -> None:
+        async with _opened(tmp_path, monkeypatch) as it:
+            part = await it.read(0, 4)
+            assert part.sizes == [0, 0, 0, 0]
+            _know_sizes(it.shown)
+            start = part.cookies[back_to - 1] if back_to else 0
+            assert (await it.all_of_it(start)).sizes == [101, 102, 103, 104, 105][back_to:]
+
+    run(scenario)
+
+
+def test_what_is_listed_from_the_start_again_is_as_it_is_now(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(writer, 3)
+
+    async def scenario() -> None:
+        async with _opened(tmp_path, monkeypatch) as it:
+            _know_sizes(it.shown)
+            await it.read(0, 2)
+            add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
+            assert (await it.all_of_it()).names == _names(4)  # as after rewinddir
+
+    run(scenario)
+
+
+def test_what_is_kept_of_open_folders_is_bounded(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _fill(writer, 20)
+
+    async def scenario() -> None:
+        async with _opened(tmp_path, monkeypatch) as it:
+            cookies = {}
+            for _ in range(100):
+                await it.open_again()
+                part = await it.read(0, 10)
+                cookies[it.handle] = part.cookies[-1]
+            open_folders = [it.door._handles[fh] for fh in cookies]
+            assert sum(len(one.fetched) for one in open_folders if isinstance(one, _Listing)) <= 32 * 20
+            for fh, cookie in cookies.items():
+                it.handle = fh
+                assert (await it.all_of_it(cookie)).names == _names(20)[10:]
+
+    run(scenario)
+
+
 def test_a_pool_that_is_decided_anew_shows_other_inodes(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +380,33 @@ def test_trouble_while_nobody_waits_is_told_to_who_goes_on(
                 with pytest.raises(pyfuse3.FUSEError):
                     await it.read(part.cookies[-1])
             assert "the disk has gone" in expected_warnings[0].getMessage()
+            rest = await it.all_of_it(part.cookies[-1])
+            assert len(part.names) + len(rest.names) == _MANY
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_a_bug_while_nobody_waits_does_not_end_the_mount(
+    tmp_path: Path,
+    writer: Index,
+    monkeypatch: pytest.MonkeyPatch,
+    expected_warnings: list[logging.LogRecord],
+) -> None:
+    _fill(writer, _MANY)
+
+    async def scenario() -> None:
+        async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
+            nursery.start_soon(it.door.read_ahead)
+
+            def broken(*_: object) -> Iterator[Listed]:
+                raise ZeroDivisionError
+
+            part = await it.read(0, 749)
+            with monkeypatch.context() as trouble:
+                trouble.setattr(it.shown.presenter.tree, "listing", broken)
+                await trio.sleep(1)
+            assert expected_warnings[0].exc_info
             rest = await it.all_of_it(part.cookies[-1])
             assert len(part.names) + len(rest.names) == _MANY
             nursery.cancel_scope.cancel()

@@ -589,6 +589,31 @@ def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
     run(main)
 
 
+def test_what_was_slow_when_somebody_waited_for_it_leaves_a_process_free(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "QUICK_S", 0.5)
+
+    async def main() -> None:
+        slow, *gates = [Gate(tmp_path, str(number)) for number in range(3)]
+        async with running(command, 2) as workers, trio.open_nursery() as nursery:
+            for _ in range(20):
+                await say(workers, "large=256", urgency=Urgency.NEXT)
+            async with trio.open_nursery() as first:
+                first.start_soon(workers.render, slow.source, RECIPE, None)
+                await until(slow.somebody_waits)
+                await trio.sleep(1)
+                slow.open()
+            for gate in gates:
+                nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
+            await until(lambda: any(gate.somebody_waits() for gate in gates))
+            assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
+            for gate in gates:
+                gate.open()
+
+    run(main)
+
+
 def test_some_processes_are_ready_and_more_come_on_demand(command: tuple[str, ...], tmp_path: Path) -> None:
     async def main() -> None:
         count = READY_AT_ONCE + 1

@@ -185,6 +185,26 @@ def test_names_of_what_was_removed(index: Index, view: Tree) -> None:
     assert set(walk(view)) == before - set(gone(view, index))
 
 
+def test_patients_of_several_modalities_are_all_listed_while_one_is_hidden(
+    tmp_path: Path, index: Index
+) -> None:
+    def of(patient: int, modality: str, number: int = 0) -> Header:
+        uids = {"study_uid": f"2.25.5{patient}", "series_uid": f"2.25.6{patient}{number}"}
+        who = {"patient_id": f"P{patient}", "patient_name": f"Roe {patient}"}
+        return image(number or patient, modality=modality, **uids, **who)
+
+    add(index, of(1, "CT"), of(2, "MR"), of(3, "MR"), of(4, "MR"), of(5, "XA"))
+    shown, renditions = tree(tmp_path, index, modalities=("MR", "XA"), gate=Gate(5))
+    try:
+        before = [entry.name for entry in listed(shown, shown.root, 2)]
+        assert len(before) == 4
+        # The first one's first MR, which is not published yet.
+        add(index, of(1, "MR", 9))
+        assert [entry.name for entry in listed(shown, shown.root, 2)] == before
+    finally:
+        renditions.close()
+
+
 def test_by_date_a_day_goes_with_its_last_exam_of_the_modality(tmp_path: Path, index: Index) -> None:
     other = {"series_uid": "2.25.61", "series_name": "Scout", "modality": "CT"}
     first, second, _ = add(index, image(1, modality="MR"), image(2, modality="MR"), image(3, **other))
