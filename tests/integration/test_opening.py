@@ -1,20 +1,23 @@
 """Opening pictures, in-process: out of memory, while they are rendered ahead, one after the other."""
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import cast
 
+import pytest
 import trio
 import trio.testing
 
 from dicomfs import forget
 from dicomfs.archive import Archive
 from dicomfs.diskcache import DiskCache
+from dicomfs.errors import RenderFailed
 from dicomfs.index import Index
 from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
 from dicomfs.removal import Chosen
-from dicomfs.renditions import Key
+from dicomfs.renditions import RENDITIONS_NAME, Key, Renditions
 from dicomfs.turns import Urgency
 from tests.presenting import EXAM, PICTURE_S, Shown, run, showing, take
 
@@ -168,5 +171,28 @@ def test_what_was_looked_up_before_the_index_changed_is_not_at_hand(tmp_path: Pa
             assert shown.presenter.at_hand(second.number) is None
             assert await opened(shown, second)
             assert shown.presenter.at_hand(second.number)
+
+    run(scenario)
+
+
+def test_what_another_mount_announced_with_another_size_is_not_at_hand(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, pool="")
+
+    async def scenario() -> None:
+        async with showing(tmp_path, follow=False) as shown:
+            (inode,) = (entry.inode for entry in shown.entries())
+            data = await opened(shown, inode)
+            assert data is not None
+            assert shown.presenter.at_hand(inode.number) == data
+            picture = shown.presenter.tree.picture(inode)
+            assert picture is not None
+            assert shown.renditions.record()
+            with closing(Renditions(tmp_path / RENDITIONS_NAME, shown.index.store_id)) as other:
+                other.announce(picture.key, len(data) + 1, "")
+            assert await shown.presenter.size(inode) == len(data) + 1
+            assert shown.presenter.at_hand(inode.number) is None
+            with pytest.raises(RenderFailed, match="announced anew"):
+                await opened(shown, inode)
+            assert await shown.presenter.size(inode) == len(data)
 
     run(scenario)

@@ -606,10 +606,11 @@ def test_what_was_slow_when_somebody_waited_for_it_leaves_a_process_free(
                 slow.open()
             for gate in gates:
                 nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
-            await until(lambda: any(gate.somebody_waits() for gate in gates))
+            await until(gates[0].somebody_waits)
             assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
-            for gate in gates:
-                gate.open()
+            gates[0].open()
+            await until(gates[1].somebody_waits)
+            gates[1].open()
 
     run(main)
 
