@@ -333,16 +333,29 @@ class Archive:
             target.hardlink_to(spool.path)
         except FileExistsError:
             spool.sync()
-            second = spool.path.with_name(f"{spool.path.name}+")
-            second.hardlink_to(spool.path)
-            second.replace(target)
-            second.unlink(missing_ok=True)  # two names of one file are left as they are
+            self._replace(spool.path, target)
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
             spool.sync()
             spool.path.replace(target)
         return target.parent
+
+    @staticmethod
+    def _replace(path: Path, target: Path) -> None:
+        """Put a spool file in the place of what is there; it keeps its name if the file system has links."""
+        second = path.with_name(f"{path.name}+")
+        second.unlink(missing_ok=True)  # of a process that was killed here
+        try:
+            second.hardlink_to(path)
+        except OSError as error:
+            # Without links the answer to the first try was that there is such a name already.
+            if error.errno not in _NO_LINKS:
+                raise
+            path.replace(target)
+            return
+        second.replace(target)
+        second.unlink(missing_ok=True)  # two names of one file are left as they are
 
     def withdraw(self, spool: Spool) -> None:
         """Undo `publish`: the file is a spool file again. Nothing happens when it was not published.
@@ -369,7 +382,10 @@ class Archive:
             prefix = f"{spool.digest.hex()}-"
             with os.scandir(self.folder(spool.digest[0])) as entries:
                 for entry in entries:
-                    if entry.name.startswith(prefix) and entry.inode() == own.st_ino:
+                    # Not `entry.inode()`: where file systems are stacked, it may be another number.
+                    if entry.name.startswith(prefix) and os.path.samestat(
+                        entry.stat(follow_symlinks=False), own
+                    ):
                         return Path(entry.path)
         return None
 

@@ -125,13 +125,16 @@ def _told_late(writer: Writer, header: Header, sequence: int) -> Outcome:
     """The outcome of a commit that nobody was told of."""
     earlier = writer.earlier(header)
     if earlier is None or earlier.instance == sequence:
-        return Outcome(Stored.NEW, header.sop_instance_uid)
+        return Outcome(Stored.NEW, header.sop_instance_uid, _derived(header))
     warnings = (DIFFERS,) if earlier.is_same_patient else (STRANGER, DIFFERS)
-    return Outcome(Stored.OTHER_VERSION, header.sop_instance_uid, warnings)
+    return Outcome(Stored.OTHER_VERSION, header.sop_instance_uid, warnings + _derived(header))
+
+
+def _derived(header: Header) -> tuple[str, ...]:
+    return tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
 
 
 def _add(writer: Writer, pending: Pending, sequence: int) -> Outcome:
     spool, header = pending.spool, pending.header
     added = writer.add(header, pending.receipt, sequence, spool.digest, spool.size)
-    derived = tuple(f"has no {keyword}: one was derived" for keyword in header.derived_uids)
-    return Outcome(added.stored, header.sop_instance_uid, added.warnings + derived)
+    return Outcome(added.stored, header.sop_instance_uid, added.warnings + _derived(header))

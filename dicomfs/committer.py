@@ -11,21 +11,27 @@ import signal
 import sys
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from dicomfs import __version__
 from dicomfs.archive import Archive, storage_errors
 from dicomfs.batch import Pending, commit
 from dicomfs.errors import BadInstance, DicomfsError, StoreError
 from dicomfs.index import INDEX_NAME, LOCKED_TIMEOUT_S, Index
 from dicomfs.logtext import where
 from dicomfs.model import Header, Outcome, Receipt
+from dicomfs.schema import SCHEMA_VERSION
 from dicomfs.service import end_with
 
-READY: Final = "ready"
-"""The first message of a process that has the store open."""
+READY: Final = (
+    *("ready", __version__, SCHEMA_VERSION),
+    *(tuple(field.name for field in fields(kind)) for kind in (Header, Receipt, Outcome)),
+)
+"""The first message of a process that has the store open. The package may have been replaced since its parent
+was started: then it is not this one, and what is pickled would be read as something else."""
 
 Answer = list[Outcome | BadInstance] | str | None
 """The outcome of each; None: nothing is committed; text: the same, by a bug, and this is where it is."""

@@ -26,14 +26,17 @@ from dicomfs.model import Outcome
 from dicomfs.service import python_path
 
 COMMAND: Final = (sys.executable, "-m", "dicomfs.committer")
-SILENCE_S: Final = 30.0
-"""For a batch; a process that says nothing for so long is given up."""
+SILENCE_S: Final = 10.0
+"""For a batch; a process that says nothing for so long is given up: it is its parent's turn then, and senders
+wait for some 30 s only."""
 START_S: Final = 60.0
 _END_S: Final = 5.0
 _PAUSE_S: Final = 1.0
 """After a failure; twice as long after each further one."""
 _LONGEST_PAUSE_S: Final = 600.0
 _REST_S: Final = 60.0
+_MOST_IN_VAIN: Final = 5
+"""Batches that it has not committed, one after the other: it is of no use now."""
 
 log = logging.getLogger(__name__)
 
@@ -63,11 +66,13 @@ class CommitterProcess:
         self._running: _Running | None = None
         self._pause_s = 0.0
         self._not_before = 0.0
+        self._in_vain = 0
 
     @property
     def pid(self) -> int:
         """Of the process; 0: there is none."""
-        return self._running.process.pid if self._running else 0
+        running = self._running  # asked without the turn: it may end at any moment
+        return running.process.pid if running else 0
 
     def is_ready(self) -> bool:
         """Whether a batch may be handed over. Starts the process if need be, and never waits for it."""
@@ -80,9 +85,11 @@ class CommitterProcess:
             try:
                 if running.pipe.poll():
                     running.is_ready = running.pipe.recv() == READY
+                    if not running.is_ready:
+                        self._give_up("is of another version: restart the receiver")
                 elif self._clock() - running.since > START_S:
                     self._give_up(f"is not ready after {START_S:g} s")
-            except (OSError, EOFError):
+            except Exception:  # noqa: BLE001  whatever it says: it is not needed
                 self._give_up("does not start")
         return running.is_ready
 
@@ -90,7 +97,6 @@ class CommitterProcess:
         """The outcomes of a batch that is committed, and durable; only when `is_ready`.
 
         None: it is not, or the process is dead and nobody knows. Some of the batch may be published.
-        Whatever is raised, the process is dead.
         """
         if self._running is None:
             return None
@@ -103,15 +109,22 @@ class CommitterProcess:
         except (OSError, EOFError):
             self._give_up("has ended")
             return None
-        except BaseException:
+        except Exception as error:  # noqa: BLE001  its parent does what it does not
             # Its answer, should it come, would be taken for that to the next batch.
-            self._give_up("is not understood")
-            raise
-        self._pause_s = 0.0
-        if isinstance(answer, str):
-            log.error("internal error of the committer process: %s", answer)
+            self._give_up(f"is not understood ({type(error).__name__})")
             return None
-        return answer
+        if isinstance(answer, list):
+            self._in_vain = 0
+            if self._clock() - self._running.since > _LONGEST_PAUSE_S:
+                self._pause_s = 0.0
+            return answer
+        if answer is not None:
+            log.error("internal error of the committer process: %s", answer)
+        self._in_vain += 1
+        if self._in_vain >= _MOST_IN_VAIN:
+            self._in_vain = 0
+            self._give_up(f"has committed nothing {_MOST_IN_VAIN} times in a row")
+        return None
 
     def end(self) -> None:
         """End it; it may be started again at once."""
@@ -131,14 +144,14 @@ class CommitterProcess:
         self._not_before = self._clock() + _REST_S
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            # So that neither a question nor an answer is waited for without end.
-            limit = struct.pack("@ll", int(self._silence_s), int(self._silence_s % 1 * 1e6))
-            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                ours.setsockopt(socket.SOL_SOCKET, option, limit)
-            number = theirs.fileno()
-            try:
+        try:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                # So that neither a question nor an answer is waited for without end.
+                limit = struct.pack("@ll", int(self._silence_s), int(self._silence_s % 1 * 1e6))
+                for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                    ours.setsockopt(socket.SOL_SOCKET, option, limit)
+                number = theirs.fileno()
                 process = subprocess.Popen(
                     [*COMMAND, str(self._store), str(number), str(os.getpid())],
                     stdin=subprocess.DEVNULL,
@@ -147,13 +160,11 @@ class CommitterProcess:
                     env={**os.environ, "PYTHONPATH": python_path()},
                     process_group=0,
                 )
-            except OSError as error:
-                self._put_off()
-                log.warning(
-                    "the committer process cannot be started: %s; %s", error.strerror, self._without()
-                )
-                return
-            self._running = _Running(process, Connection(ours.detach()), self._clock())
+                self._running = _Running(process, Connection(ours.detach()), self._clock())
+        except (OSError, MemoryError) as error:
+            self._put_off()
+            why = getattr(error, "strerror", None) or "out of memory"
+            log.warning("the committer process cannot be started: %s; %s", why, self._without())
 
     def _give_up(self, why: str) -> None:
         """Kill and reap it: what it has not committed by then, it never will."""

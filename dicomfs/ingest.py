@@ -35,7 +35,7 @@ from dicomfs.errors import (
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, REBUILD, Index
-from dicomfs.logtext import uid_text
+from dicomfs.logtext import uid_text, where
 from dicomfs.model import Duplicates, Header, Outcome, Receipt
 from dicomfs.pressure import Space
 
@@ -320,16 +320,23 @@ class Ingest:
         """Do what is in the queue, `first` and what has come after it; False when it has ended."""
         batch: list[Prepared] = []
         further: Prepared | Callable[[], None] | None = first
-        while further is not None:
-            if isinstance(further, Prepared):
-                batch.append(further)
-            else:
-                further()
-            if len(batch) == _BATCH or self._queue.empty():
-                break
-            further = self._queue.get()
-        if batch and not self._hand_over(batch):
-            self._settle(batch)
+        try:
+            while further is not None:
+                if isinstance(further, Prepared):
+                    batch.append(further)
+                else:
+                    further()
+                if len(batch) == _BATCH or self._queue.empty():
+                    break
+                further = self._queue.get()
+            if batch and not self._hand_over(batch):
+                self._settle(batch)
+        except BaseException as error:  # noqa: BLE001  every caller must be answered, and the next ones served
+            log.error("internal error of the committer: %s", where(error))  # noqa: TRY400  it may quote a name
+            for pending in batch:
+                if not pending.done.done():
+                    pending.spool.is_left = True
+                    pending.done.set_exception(error)
         return further is not None
 
     def _hand_over(self, batch: list[Prepared]) -> bool:
@@ -341,18 +348,20 @@ class Ingest:
             self._together += len(batch)
         if self._together < WORTH_A_PROCESS or not self._process.is_ready():
             return False
+        outcomes = self._process.commit(batch)
+        if outcomes is not None:
+            self._answer(batch, outcomes)
+            return True
         try:
-            outcomes = self._process.commit(batch)
-            if outcomes is None:
-                self._take_back(batch)
-                return False
+            self._take_back(batch)
         except BaseException as error:  # noqa: BLE001  every caller must be answered, whatever happened
+            if isinstance(error, StoreUnavailable):
+                self._process.rest()
             for pending in batch:
                 pending.spool.is_left = True
                 pending.done.set_exception(error)
-        else:
-            self._answer(batch, outcomes)
-        return True
+            return True
+        return False
 
     def _take_back(self, batch: list[Prepared]) -> None:
         """Make a batch be as after a transaction of our own that has failed. Raises StoreUnavailable."""

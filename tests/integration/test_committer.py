@@ -1,5 +1,6 @@
 """The committer process: the same outcomes as without it, whatever becomes of it, and never in the way."""
 
+import errno
 import json
 import os
 import re
@@ -316,16 +317,66 @@ def test_an_answer_that_is_not_understood_is_never_taken_for_another(
         pid = ingest._process.pid
         with monkeypatch.context() as broken:
             broken.setattr("multiprocessing.connection.Connection.recv", no_memory)
-            assert stored(together(ingest, [image(0), image(1)])) == [MemoryError] * 2
+            # Whether it had committed them or not.
+            assert stored(together(ingest, [image(0), image(1)])) == [Stored.NEW] * 2
         assert gone(pid)
         assert stored(together(ingest, [image(2), image(3)])) == [Stored.NEW] * 2
-    with Ingest.open(tmp_path) as ingest:  # it clears what was left; the two may have come
-        assert set(stored(together(ingest, [image(0), image(1)]))) <= {
-            Stored.NEW,
-            Stored.ALREADY_THERE,
-        }
     assert len(numbers(tmp_path)) == 4
     assert not list((tmp_path / "incoming").iterdir())
+
+
+def test_without_a_descriptor_for_it_the_parent_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("socket.socketpair", none_left)
+    with Ingest.open(tmp_path) as ingest:
+        ingest._together = module.WORTH_A_PROCESS
+        for number in (0, 2):
+            assert stored(together(ingest, [image(number), image(number + 1)])) == [Stored.NEW] * 2
+    (record,) = caplog.records
+    assert "cannot be started: Too many open files; receiving goes on" in record.getMessage()
+
+
+def test_one_of_another_version_gets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The package may have been replaced since the receiver was started."""
+    monkeypatch.setattr(committerprocess, "READY", ("ready", "0.0.9"))
+    with Ingest.open(tmp_path) as ingest:
+        ingest._together = module.WORTH_A_PROCESS
+        assert stored(together(ingest, [image(0), image(1)])) == [Stored.NEW] * 2
+        wait_until(lambda: not ingest._process.is_ready() and not ingest._process.pid, "it is given up")
+    (record,) = caplog.records
+    assert "is of another version: restart the receiver" in record.getMessage()
+
+
+@pytest.mark.usefixtures("expected_warnings")
+def test_a_bug_of_the_committer_thread_is_an_answer_and_not_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with opened(tmp_path) as ingest:
+        with monkeypatch.context() as broken:
+            broken.setattr(CommitterProcess, "is_ready", bug)
+            assert stored(together(ingest, [image(0), image(1)])) == [ZeroDivisionError] * 2
+        assert stored(together(ingest, [image(0), image(1)])) == [Stored.NEW] * 2
+
+
+@pytest.mark.usefixtures("expected_warnings")
+def test_one_that_commits_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path) as ingest:
+        pid = ingest._process.pid
+        monkeypatch.setattr(committerprocess, "message", lambda _: [("nowhere", b"", 0, None, None)])
+        for number in range(0, 10, 2):
+            assert not gone(pid)
+            assert stored(together(ingest, [image(number), image(number + 1)])) == [Stored.NEW] * 2
+        assert gone(pid)
+        assert stored(together(ingest, [image(20), image(21)])) == [Stored.NEW] * 2
 
 
 def test_an_archive_in_trouble_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

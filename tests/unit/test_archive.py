@@ -203,6 +203,38 @@ def test_what_fails_when_it_has_its_name_does_not_keep_it(
         assert not list((tmp_path / "incoming").iterdir())
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_damaged_original_is_repaired_whatever_the_file_system_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+) -> None:
+    link = Path.hardlink_to
+
+    def without(new: Path, old: Path) -> None:
+        # As link(2): that there is such a name is found out first.
+        raise OSError(errno.EEXIST if new.exists() else errno.EPERM, "on purpose")
+
+    with Ingest.open(tmp_path) as ingest:
+        take(ingest, image(1))
+        (original,) = originals(tmp_path).values()
+        whole = original.read_bytes()
+        original.unlink()
+        original.write_bytes(whole[:1100])
+        for left in (tmp_path / "incoming").iterdir():
+            left.unlink()
+        spool_of = ingest.archive.spool
+
+        def spool(syntax: str) -> Spool:
+            made = spool_of(syntax)
+            made.path.with_name(f"{made.path.name}+").touch()  # as a process left it that was killed
+            return made
+
+        monkeypatch.setattr(ingest.archive, "spool", spool)
+        monkeypatch.setattr(Path, "hardlink_to", link if has_links else without)
+        assert take(ingest, image(1)).stored is Stored.REPAIRED
+        assert original.read_bytes() == whole
+        assert not list((tmp_path / "incoming").iterdir())
+
+
 def test_what_was_committed_stays_if_only_its_spool_name_was_left(tmp_path: Path) -> None:
     with Ingest.open(tmp_path) as ingest:
         take(ingest, image(1))
