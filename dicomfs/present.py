@@ -6,6 +6,7 @@ rendered before anybody asks `ahead.py`, what comes in `follow.py`. Knows no FUS
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -30,6 +31,8 @@ from dicomfs.tree import Tree
 from dicomfs.turns import Urgency
 from dicomfs.workers import Rendered, Workers
 
+ANNOUNCED_S: Final = 0.25
+"""How often, at most, it is asked whether another mount has announced other sizes."""
 _AT_HAND_KEPT: Final = 65_536
 
 log = logging.getLogger(__name__)
@@ -62,6 +65,11 @@ class Presenter:
         self._at_hand: dict[int, Key] = {}
         """Keys of files that were opened or rendered, by the numbers of their inodes; another one as soon as
         names may have changed, so that whoever has looked a file up before adds to the former one."""
+        self._announced: set[Key] = set()
+        """Of these, what was found to be announced with the size that it has."""
+        self._ask_at = -math.inf
+        self._announced_version = 0
+        """Of the renditions, when they were asked last."""
         self._at_hand_version = index.data_version()
         """Of the index: all of `_at_hand` is true as long as it stays."""
         self._hurried: set[Key] = set()
@@ -153,15 +161,32 @@ class Presenter:
             self._at_hand_version = version
             return None
         data = self._cache.peek(key)
-        if data is None or self._renditions.size(key) != len(data):
-            return None  # another mount may have announced another size
+        if data is None or not self._is_announced(key, len(data)):
+            return None
         if self._prefetch is not None:
             self._prefetch.reached(key)
         return data
 
+    def _is_announced(self, key: Key, size: int) -> bool:
+        """Whether a size is still the announced one: another mount may have announced another."""
+        now = trio.current_time()
+        if now >= self._ask_at:
+            self._ask_at = now + ANNOUNCED_S
+            if (version := self._renditions.data_version()) != self._announced_version:
+                self._announced_version = version
+                self._announced.clear()
+        if key not in self._announced:
+            if self._renditions.size(key) != size:
+                return False
+            if len(self._announced) >= _AT_HAND_KEPT:
+                self._announced.clear()
+            self._announced.add(key)
+        return True
+
     def forget_opened(self) -> None:
         """Files that are in memory may have gone, or show something else: see `at_hand`."""
         self._at_hand = {}
+        self._announced.clear()
 
     async def contents(
         self,
@@ -253,7 +278,8 @@ class Presenter:
 
     def _resize(self, inode: Inode) -> None:
         """Somebody may believe another size: told here, since background work raises to nobody."""
-        self._at_hand.pop(inode.number, None)
+        if (key := self._at_hand.pop(inode.number, None)) is not None:
+            self._announced.discard(key)
         self.resized(inode)
 
     def failure(self, inode: Inode) -> str:

@@ -16,6 +16,7 @@ from dicomfs.errors import RenderFailed
 from dicomfs.index import Index
 from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
+from dicomfs.present import ANNOUNCED_S
 from dicomfs.removal import Chosen
 from dicomfs.renditions import RENDITIONS_NAME, Key, Renditions
 from dicomfs.turns import Urgency
@@ -190,6 +191,7 @@ def test_what_another_mount_announced_with_another_size_is_not_at_hand(tmp_path:
             with closing(Renditions(tmp_path / RENDITIONS_NAME, shown.index.store_id)) as other:
                 other.announce(picture.key, len(data) + 1, "")
             assert await shown.presenter.size(inode) == len(data) + 1
+            await trio.sleep(ANNOUNCED_S)
             assert shown.presenter.at_hand(inode.number) is None
             with pytest.raises(RenderFailed, match="announced anew"):
                 await opened(shown, inode)
