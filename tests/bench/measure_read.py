@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.bench.stage import FOLDER, KNOWN, ct_folder, forget
-from tests.bench.table import Line, Result, Scale, in_turn
+from tests.bench.table import Line, Result, Scale, ended, in_turn
 from tests.support import find_tool, mounted, running
 
 _BINDFS = "bindfs"
@@ -61,7 +61,9 @@ def _forget(folders: Iterable[Path]) -> None:
 
 def _read(folder: Path, names: list[str]) -> None:
     # A program in C: what is measured is the file system and not the reader.
-    subprocess.run(["cat", *names], cwd=folder, stdout=subprocess.DEVNULL, check=True, timeout=300)
+    with subprocess.Popen(["cat", *names], cwd=folder, stdout=subprocess.DEVNULL) as reader:
+        if ended(reader, 300):
+            raise RuntimeError(f"cat could not read all of {folder}")
 
 
 @contextmanager

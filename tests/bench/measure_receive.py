@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench.images import ImageSet, write_ct, write_mr, write_run
-from tests.bench.table import Line, Result, Scale, in_turn
+from tests.bench.table import Line, Result, Scale, ended, in_turn
 from tests.support import LOCALHOST, command_line, connects, find_tool, free_port, require, running
 from tests.system.programs import descendants
 
@@ -152,7 +152,7 @@ def _send(receiver: _Receiver, files: list[Path], senders: int) -> None:
     processes = [
         subprocess.Popen(_sender(receiver, part), env=_NO_DELAY, stdin=subprocess.DEVNULL) for part in parts
     ]
-    codes = [process.wait(timeout=300) for process in processes]
+    codes = [ended(process, 300) for process in processes]
     if any(codes):
         raise RuntimeError(f"storescu to {receiver.aet} ended with {codes}")
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import select
 import shutil
 import statistics
 import subprocess
@@ -142,6 +143,21 @@ def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def ended(process: "subprocess.Popen[bytes]", seconds: float) -> int:
+    """Its exit code, as soon as there is one: `Popen.wait` with a time limit looks only every 50 ms.
+
+    Raises TimeoutError.
+    """
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        if not select.select([descriptor], [], [], seconds)[0]:
+            process.kill()
+            raise TimeoutError(f"a program has not ended after {seconds:g} s")
+    finally:
+        os.close(descriptor)
+    return process.wait()
 
 
 # The table
