@@ -564,7 +564,7 @@ class Archive:
 
     def _folder_of(self, path: Path) -> Path | None:
         """Where a whole spool file belongs, found by hashing it; None when it is not whole."""
-        # Only after a crash; the committer process is started in half the time, and half as large.
+        # Only after a crash; without pydicom the committer process is started sooner, and smaller.
         from pydicom.errors import InvalidDicomError  # noqa: PLC0415
         from pydicom.filereader import read_file_meta_info  # noqa: PLC0415
 

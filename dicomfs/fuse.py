@@ -14,7 +14,7 @@ import functools
 import logging
 import os
 import stat
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ _BEHIND: Final = 2 * _PAGE
 _OPEN_KEPT: Final = 32
 """Open folders of which anything is kept."""
 _NAMES_KEPT: Final = 20_000
-"""Of folders that were listed; each takes some 500 bytes."""
+"""Of folders that were listed."""
 _NAME_BYTES: Final = 255
 _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
@@ -135,22 +135,14 @@ class _Listing:
 
     def seek(self, cookie: int) -> None:
         """Go on after a cookie; smbd goes back to the name at which its last answer was full."""
-        at = self._place_after(cookie)
+        at = bisect_right(self.fetched, cookie, key=_cookie)
         # From the start: as it is now. And a size that was not known may be known to the kernel by now.
-        is_old = (
-            at is None or (not cookie and self.place) or any(map(_unsized, self.fetched[at : self.place]))
-        )
-        if at is None or is_old:
-            self.after, at = cookie, 0
+        is_fresh = (cookie or not self.place) and not any(map(_unsized, self.fetched[at : self.place]))
+        if is_fresh and cookie == (self.fetched[at - 1].cookie if at else self.after):
+            self.place = at
+        else:
+            self.after, self.place = cookie, 0
             self.fetched.clear()
-        self.place = at
-
-    def _place_after(self, cookie: int) -> int | None:
-        if cookie == self.after:
-            return 0
-        at = bisect_left(self.fetched, cookie, key=_cookie)
-        is_kept = at < len(self.fetched) and self.fetched[at].cookie == cookie
-        return at + 1 if is_kept else None
 
     def take(self, page: Sequence[_Name]) -> None:
         """What comes next; of what was handed out long ago nothing is kept."""
@@ -313,13 +305,10 @@ class Door(pyfuse3.Operations):
         # Whoever has some names is busy with them, and what has to be fetched is fetched meanwhile.
         while listing.waiting or self._fetch(listing, only_kept=has_some):
             has_some = True
-            for name, attributes, cookie in listing.fetched[listing.place :]:
-                if not pyfuse3.readdir_reply(token, name, attributes, cookie):
-                    break
-                listing.place += 1
-            else:
-                continue
-            break
+            name, attributes, cookie = listing.fetched[listing.place]
+            if not pyfuse3.readdir_reply(token, name, attributes, cookie):
+                break
+            listing.place += 1
         if not has_some:
             listing.drop()  # it may stay open for hours: smbd waits for changes
         elif listing.waiting < _PAGE:

@@ -1,7 +1,7 @@
 """The index: the file `index.sqlite3`, its transactions, and everything that is read from it.
 
 One writer at a time (`BEGIN IMMEDIATE`), durable at commit (WAL, `synchronous=FULL`); readers never wait
-for it. Rows become frozen dataclasses before they leave. The schema is in `schema.py`, what
+for it. Rows become frozen values (`rows.py`) before they leave. The schema is in `schema.py`, what
 a write transaction does in `writer.py`. Called by `ingest.py` (writes), `tree.py` and
 `present.py` (reads) and `cli.py` (counts). Never touches the archive.
 """

@@ -216,10 +216,12 @@ def _patient_name(row: Any) -> PatientName:
 
 
 def patient_row(row: Any) -> PatientRow:
+    """Of columns as in `queries.PATIENT`."""
     return PatientRow(row.id, _patient_name(row), row.updated)
 
 
 def exam_row(row: Any) -> ExamRow:
+    """Of columns as in `queries.EXAM`."""
     folder = row.exam_folder
     if row.exam_suffix:
         folder = suffixed(folder, row.exam_suffix, EXAM_UNITS)
@@ -227,6 +229,7 @@ def exam_row(row: Any) -> ExamRow:
 
 
 def removal_row(row: Any) -> Removal:
+    """Of `schema.removals`, where what went is JSON."""
     of_patient, of_exam = (SimpleNamespace(**json.loads(text)) for text in (row.patient, row.exam))
     patient = patient_row(of_patient)
     folder = shown_name(of_exam, EXAM_UNITS)
@@ -236,4 +239,5 @@ def removal_row(row: Any) -> Removal:
 
 
 def image_row(row: Any) -> ImageRow:
+    """Of columns as in `queries.IMAGE`."""
     return ImageRow(*row)  # as they are selected

@@ -17,7 +17,7 @@ _ALL: "list[Statement]" = []
 
 
 def compile_all() -> None:
-    """Compile every statement now, some 20 ms: else somebody waits for that at the first use of each."""
+    """Compile every statement now: else somebody waits for that at the first use of each."""
     for statement in _ALL:
         _ = statement._compiled
 

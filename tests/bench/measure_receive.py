@@ -94,7 +94,7 @@ def _spread(folder: Path) -> bool:
 
     ext4 does not give out an inode again for some minutes after it was deleted, and at each creation looks
     through all such inodes of the block group: where earlier runs, or other programs, have deleted thousands
-    of files, a creation takes 0.85 ms instead of 0.02. An archive deletes nothing.
+    of files, a creation takes many times as long. An archive deletes nothing.
     """
     chattr = find_tool("chattr")
     return (

@@ -583,6 +583,7 @@ def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
                 nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
             for gate in gates:
                 await until(gate.somebody_waits)
+            assert (workers.statistics().running, workers.statistics().waiting) == (2, 0)
             for gate in gates:
                 gate.open()
 
