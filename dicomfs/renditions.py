@@ -327,10 +327,7 @@ class Renditions:
     def sizes(
         self, recipe: str, originals: Sequence[int], frames: tuple[int, int]
     ) -> dict[tuple[int, int, int], int]:
-        """Known sizes in bytes by (original, frame, version), of frames from `frames[0]` to `frames[1]`.
-
-        Perhaps also those of other originals that lie between these.
-        """
+        """Known sizes in bytes by (original, frame, version), of frames from `frames[0]` to `frames[1]`."""
         if not originals:
             return {}
         first, last = frames

@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +97,16 @@ async def _opened(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[_Fol
         yield it
 
 
+def _with_open(
+    folder: Path, patch: pytest.MonkeyPatch, scenario: Callable[[_Folder], Awaitable[None]]
+) -> None:
+    async def opened() -> None:
+        async with _opened(folder, patch) as it:
+            await scenario(it)
+
+    run(opened)
+
+
 def _fill(writer: Index, count: int) -> None:
     images: list[dict[str, Any]] = [
         {"sop_instance_uid": f"2.25.9{n}", "instance_number": n, "pool": ""} for n in range(1, count + 1)
@@ -121,20 +131,19 @@ def test_any_place_can_be_gone_back_to(
     _fill(writer, _MANY)
     chance = random.Random(7)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            whole = await it.all_of_it()
-            assert len(set(whole.names)) == _MANY
-            assert whole.names == [entry.name for entry in it.shown.entries()]
-            for _ in range(200):
-                place = chance.randrange(_MANY)
-                start = whole.cookies[place - 1] if place else 0
-                room = chance.choice([1, 5, 455, 749])
-                part = await it.read(start, room)
-                assert part.names == whole.names[place : place + len(part.names)]
-                assert part.names
+    async def scenario(it: _Folder) -> None:
+        whole = await it.all_of_it()
+        assert len(set(whole.names)) == _MANY
+        assert whole.names == [entry.name for entry in it.shown.entries()]
+        for _ in range(200):
+            place = chance.randrange(_MANY)
+            start = whole.cookies[place - 1] if place else 0
+            room = chance.choice([1, 5, 455, 749])
+            part = await it.read(start, room)
+            assert part.names == whole.names[place : place + len(part.names)]
+            assert part.names
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_who_goes_back_a_little_costs_the_index_nothing(
@@ -143,21 +152,18 @@ def test_who_goes_back_a_little_costs_the_index_nothing(
     # smbd takes 749 names, gives 455 of them to its client, and next time goes on from there.
     _fill(writer, _MANY)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            it.fetched.clear()
-            start, names = 0, []
-            while (part := await it.read(start, 749)).names:
-                names += part.names[:455]
-                start = part.cookies[:455][-1]
-            assert len(names) == len(set(names)) == _MANY
-            pages = (
-                [after for after in it.fetched if after < part.cookies[-1]] if part.cookies else it.fetched
-            )
-            assert len(pages) == len(set(pages))
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        it.fetched.clear()
+        start, names = 0, []
+        while (part := await it.read(start, 749)).names:
+            names += part.names[:455]
+            start = part.cookies[:455][-1]
+        assert len(names) == len(set(names)) == _MANY
+        pages = [after for after in it.fetched if after < part.cookies[-1]] if part.cookies else it.fetched
+        assert len(pages) == len(set(pages))
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_an_unchanged_folder_is_not_fetched_again(
@@ -165,19 +171,18 @@ def test_an_unchanged_folder_is_not_fetched_again(
 ) -> None:
     _fill(writer, _MANY)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            first = await it.all_of_it()
-            it.fetched.clear()
-            await it.open_again()
-            second = await it.all_of_it()
-            assert it.fetched == []
-            assert (first.names, first.sizes) == (second.names, second.sizes)
-            assert len(second.names) == _MANY
-            assert min(second.sizes) > 100
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        first = await it.all_of_it()
+        it.fetched.clear()
+        await it.open_again()
+        second = await it.all_of_it()
+        assert it.fetched == []
+        assert (first.names, first.sizes) == (second.names, second.sizes)
+        assert len(second.names) == _MANY
+        assert min(second.sizes) > 100
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_unknown_sizes_are_asked_for_again(
@@ -185,28 +190,26 @@ def test_unknown_sizes_are_asked_for_again(
 ) -> None:
     _fill(writer, 3)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            assert (await it.all_of_it()).sizes == [0, 0, 0]
-            _know_sizes(it.shown)
-            await it.open_again()
-            assert (await it.all_of_it()).sizes == [101, 102, 103]
+    async def scenario(it: _Folder) -> None:
+        assert (await it.all_of_it()).sizes == [0, 0, 0]
+        _know_sizes(it.shown)
+        await it.open_again()
+        assert (await it.all_of_it()).sizes == [101, 102, 103]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_what_comes_in_is_listed(tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     _fill(writer, 3)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            assert len((await it.all_of_it()).names) == 3
-            add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
-            await it.open_again()
-            assert (await it.all_of_it()).names == _names(4)
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        assert len((await it.all_of_it()).names) == 3
+        add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
+        await it.open_again()
+        assert (await it.all_of_it()).names == _names(4)
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_what_is_published_later_is_listed_then(
@@ -214,17 +217,16 @@ def test_what_is_published_later_is_listed_then(
 ) -> None:
     _fill(writer, 4)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            gate = type(it.shown.presenter.tree.gate)(3)
-            it.shown.presenter.tree.gate = gate
-            assert (await it.all_of_it()).names == _names(3)
-            gate.settle(4)  # nothing is written for this
-            await it.open_again()
-            assert (await it.all_of_it()).names == _names(4)
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        gate = type(it.shown.presenter.tree.gate)(3)
+        it.shown.presenter.tree.gate = gate
+        assert (await it.all_of_it()).names == _names(3)
+        gate.settle(4)  # nothing is written for this
+        await it.open_again()
+        assert (await it.all_of_it()).names == _names(4)
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_a_size_that_is_announced_anew_is_listed(
@@ -232,18 +234,17 @@ def test_a_size_that_is_announced_anew_is_listed(
 ) -> None:
     take(tmp_path, writer, 1, pool="")
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            (entry,) = it.shown.entries()
-            told = await it.shown.presenter.size(entry.inode)
-            assert (await it.all_of_it()).sizes == [told]
-            picture = it.shown.presenter.tree.picture(entry.inode)
-            assert picture is not None
-            it.shown.presenter._announce(entry.inode, picture.key, 77, "")
-            await it.open_again()
-            assert (await it.all_of_it()).sizes == [77]
+    async def scenario(it: _Folder) -> None:
+        (entry,) = it.shown.entries()
+        told = await it.shown.presenter.size(entry.inode)
+        assert (await it.all_of_it()).sizes == [told]
+        picture = it.shown.presenter.tree.picture(entry.inode)
+        assert picture is not None
+        it.shown.presenter._announce(entry.inode, picture.key, 77, "")
+        await it.open_again()
+        assert (await it.all_of_it()).sizes == [77]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
@@ -251,19 +252,18 @@ def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
 ) -> None:
     _fill(writer, 9)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            part = await it.read(0, 5)
-            assert part.sizes == [101, 102, 103, 104, 105]
-            for entry in it.shown.entries()[3:7]:
-                picture = it.shown.presenter.tree.picture(entry.inode)
-                assert picture is not None
-                it.shown.presenter._announce(entry.inode, picture.key, 77, "")
-            rest = await it.all_of_it(part.cookies[1])  # back a little
-            assert rest.sizes == [103, 77, 77, 77, 77, 108, 109]
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        part = await it.read(0, 5)
+        assert part.sizes == [101, 102, 103, 104, 105]
+        for entry in it.shown.entries()[3:7]:
+            picture = it.shown.presenter.tree.picture(entry.inode)
+            assert picture is not None
+            it.shown.presenter._announce(entry.inode, picture.key, 77, "")
+        rest = await it.all_of_it(part.cookies[1])  # back a little
+        assert rest.sizes == [103, 77, 77, 77, 77, 108, 109]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 @pytest.mark.parametrize("back_to", [0, 2])
@@ -272,15 +272,14 @@ def test_sizes_that_have_become_known_are_handed_out_to_who_goes_back(
 ) -> None:
     _fill(writer, 5)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            part = await it.read(0, 4)
-            assert part.sizes == [0, 0, 0, 0]
-            _know_sizes(it.shown)
-            start = part.cookies[back_to - 1] if back_to else 0
-            assert (await it.all_of_it(start)).sizes == [101, 102, 103, 104, 105][back_to:]
+    async def scenario(it: _Folder) -> None:
+        part = await it.read(0, 4)
+        assert part.sizes == [0, 0, 0, 0]
+        _know_sizes(it.shown)
+        start = part.cookies[back_to - 1] if back_to else 0
+        assert (await it.all_of_it(start)).sizes == [101, 102, 103, 104, 105][back_to:]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_what_is_listed_from_the_start_again_is_as_it_is_now(
@@ -288,14 +287,13 @@ def test_what_is_listed_from_the_start_again_is_as_it_is_now(
 ) -> None:
     _fill(writer, 3)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            _know_sizes(it.shown)
-            await it.read(0, 2)
-            add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
-            assert (await it.all_of_it()).names == _names(4)  # as after rewinddir
+    async def scenario(it: _Folder) -> None:
+        _know_sizes(it.shown)
+        await it.read(0, 2)
+        add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
+        assert (await it.all_of_it()).names == _names(4)  # as after rewinddir
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_what_is_kept_of_open_folders_is_bounded(
@@ -303,20 +301,19 @@ def test_what_is_kept_of_open_folders_is_bounded(
 ) -> None:
     _fill(writer, 20)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            cookies = {}
-            for _ in range(100):
-                await it.open_again()
-                part = await it.read(0, 10)
-                cookies[it.handle] = part.cookies[-1]
-            open_folders = [it.door._handles[fh] for fh in cookies]
-            assert sum(len(one.fetched) for one in open_folders if isinstance(one, _Listing)) <= 32 * 20
-            for fh, cookie in cookies.items():
-                it.handle = fh
-                assert (await it.all_of_it(cookie)).names == _names(20)[10:]
+    async def scenario(it: _Folder) -> None:
+        cookies = {}
+        for _ in range(100):
+            await it.open_again()
+            part = await it.read(0, 10)
+            cookies[it.handle] = part.cookies[-1]
+        open_folders = [it.door._handles[fh] for fh in cookies]
+        assert sum(len(one.fetched) for one in open_folders if isinstance(one, _Listing)) <= 32 * 20
+        for fh, cookie in cookies.items():
+            it.handle = fh
+            assert (await it.all_of_it(cookie)).names == _names(20)[10:]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_a_pool_that_is_decided_anew_shows_other_inodes(
@@ -324,19 +321,18 @@ def test_a_pool_that_is_decided_anew_shows_other_inodes(
 ) -> None:
     take(tmp_path, writer, 1, 2)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it:
-            for size, version in ((5, 1), (6, 2)):
-                it.shown.renditions.decide("1:p", "auto", Decision(version, 2, window(version)))
-                for entry in it.shown.entries():
-                    assert entry.inode.version == version
-                    picture = it.shown.presenter.tree.picture(entry.inode)
-                    assert picture is not None
-                    it.shown.renditions.announce(picture.key, size, "")
-                await it.open_again()
-                assert (await it.all_of_it()).sizes == [size, size]
+    async def scenario(it: _Folder) -> None:
+        for size, version in ((5, 1), (6, 2)):
+            it.shown.renditions.decide("1:p", "auto", Decision(version, 2, window(version)))
+            for entry in it.shown.entries():
+                assert entry.inode.version == version
+                picture = it.shown.presenter.tree.picture(entry.inode)
+                assert picture is not None
+                it.shown.renditions.announce(picture.key, size, "")
+            await it.open_again()
+            assert (await it.all_of_it()).sizes == [size, size]
 
-    run(scenario)
+    _with_open(tmp_path, monkeypatch, scenario)
 
 
 def test_the_next_page_is_fetched_while_nobody_waits(
