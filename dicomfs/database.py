@@ -8,6 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import quote
@@ -77,9 +78,18 @@ _REMEDIES: Final = {
 }
 
 
-def uri(path: Path, how: str) -> str:
+def _uri(path: Path, how: str) -> str:
     """SQLite's name for a file, whatever bytes are in its path; `how` as for `connect`."""
     return f"file:{quote(os.fsencode(path.absolute()))}?{how}"
+
+
+def open_driver(path: Path, timeout_s: float, how: str) -> sqlite3.Connection:
+    """A connection of SQLite's driver that leaves transactions to us; `how` as for `connect`."""
+    # The driver would begin them deferred, and a deferred one that comes to write can fail where one that is
+    # begun immediately waits.
+    return sqlite3.connect(
+        _uri(path, how), uri=True, timeout=timeout_s, check_same_thread=False, isolation_level=None
+    )
 
 
 def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
@@ -89,20 +99,12 @@ def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
     """
     engine = create_engine(
         "sqlite://",
-        creator=lambda: sqlite3.connect(
-            uri(path, how),
-            uri=True,
-            timeout=timeout_s,
-            check_same_thread=False,
-        ),
+        creator=partial(open_driver, path, timeout_s, how),
         poolclass=NullPool,
     )
 
     @event.listens_for(engine, "connect")
     def prepare(connection: sqlite3.Connection, _record: object) -> None:
-        # Transactions are begun by us, explicitly: the driver would begin them deferred, and a deferred
-        # transaction that comes to write can fail where an immediate one waits.
-        connection.isolation_level = None
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA cache_size = -32768")

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy import Index as TableIndex
 from sqlalchemy.dialects.sqlite import insert
 
-from dicomfs.database import FOREIGN, sqlite_code, switch_to_wal, uri
+from dicomfs.database import FOREIGN, open_driver, sqlite_code, switch_to_wal
 from dicomfs.errors import StoreUnavailable
 from dicomfs.model import PoolWindow
 from dicomfs.statement import Statement
@@ -245,7 +245,7 @@ class Renditions:
             with _translated():
                 self._connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
                 self._connection.rollback()
-                self._writer = _connect(path, BUSY_TIMEOUT_S, "mode=rw")
+                self._writer = open_driver(path, BUSY_TIMEOUT_S, "mode=rw")
                 self._writer.execute(_SYNCHRONOUS)
         except BaseException:
             self.close()
@@ -538,14 +538,8 @@ def failures_noted(path: Path, store_id: str, most: int) -> list[tuple[int, int,
 
 
 def _engine(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
-    """As `index.connect`, but nothing is asked of the file yet: it may be damaged, and is made anew then."""
-    return create_engine("sqlite://", creator=partial(_connect, path, timeout_s, how), poolclass=NullPool)
-
-
-def _connect(path: Path, timeout_s: float, how: str) -> sqlite3.Connection:
-    return sqlite3.connect(
-        uri(path, how), uri=True, timeout=timeout_s, check_same_thread=False, isolation_level=None
-    )
+    """As `database.connect`, but nothing is asked of the file yet: if it is damaged it is made anew."""
+    return create_engine("sqlite://", creator=partial(open_driver, path, timeout_s, how), poolclass=NullPool)
 
 
 def _recorded(driver: sqlite3.Connection, pool: str, policy: str, version: int) -> Decision | None:
