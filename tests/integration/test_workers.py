@@ -605,10 +605,11 @@ def test_what_was_slow_when_somebody_waited_for_it_leaves_a_process_free(
                 await until(slow.somebody_waits)
                 await trio.sleep(1)
                 slow.open()
-            for gate in gates:
-                nursery.start_soon(partial(workers.render, gate.source, RECIPE, None, urgency=Urgency.NEXT))
+            nursery.start_soon(partial(workers.render, gates[0].source, RECIPE, None, urgency=Urgency.NEXT))
             await until(gates[0].somebody_waits)
-            assert (workers.statistics().running, workers.statistics().waiting) == (1, 1)
+            nursery.start_soon(partial(workers.render, gates[1].source, RECIPE, None, urgency=Urgency.NEXT))
+            await until(lambda: workers.statistics().waiting == 1)
+            assert workers.statistics().running == 1
             gates[0].open()
             await until(gates[1].somebody_waits)
             gates[1].open()
