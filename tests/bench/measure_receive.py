@@ -7,6 +7,7 @@ same objects in the same round, with TCP_NODELAY, from the same disk to the same
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import urllib.request
@@ -107,7 +108,11 @@ def _spread(folder: Path) -> bool:
 def _all(names: Sequence[str], folder: Path) -> Iterator[dict[str, _Receiver]]:
     starters = {"dicomfs": _dicomfs, "storescp": _storescp, "Orthanc": _orthanc}
     with ExitStack() as stack:
-        yield {name: stack.enter_context(starters[name](folder / name.lower())) for name in names}
+        # ext4 chooses the block group by the name (see `_spread`): not that of a run a minute ago.
+        yield {
+            name: stack.enter_context(starters[name](folder / f"{name.lower()}-{secrets.token_hex(4)}"))
+            for name in names
+        }
 
 
 def _peaks(receivers: dict[str, _Receiver]) -> str:
