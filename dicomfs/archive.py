@@ -215,6 +215,7 @@ class Spool:
     is_left: bool = False
     """It could not be withdrawn from there: the next start has to find it."""
     _hash: "hashlib._Hash" = field(init=False)
+    _digest: bytes = b""
     _whole: bytes | memoryview = b""
     """The data set, if it was written in one part."""
 
@@ -225,6 +226,7 @@ class Spool:
     def write(self, part: bytes | memoryview) -> None:
         """Append to the data set. Raises OSError."""
         self._hash.update(part)
+        self._digest = b""
         view = memoryview(part)
         self.is_synced = False
         self._whole = b"" if self.size else part
@@ -246,7 +248,8 @@ class Spool:
     @property
     def digest(self) -> bytes:
         """32 bytes: SHA-256 of transfer syntax and data set so far."""
-        return self._hash.digest()
+        self._digest = self._digest or self._hash.digest()
+        return self._digest
 
     def reader(self) -> BinaryIO:
         """The data set from its first byte; nothing is written to the spool after this.

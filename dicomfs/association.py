@@ -52,6 +52,7 @@ from dicomfs.errors import (
     UnreadableDataSet,
 )
 from dicomfs.handshake import Accepted, Request
+from dicomfs.intake import Intake
 from dicomfs.logtext import plain, uid_text, where
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
@@ -63,12 +64,18 @@ _NO_STORAGE: Final = frozenset({VERIFICATION, COMMITMENT})
 _LINGER_S: Final = 5.0
 """How long a peer may take to close the connection after its last answer (ARTIM, PS3.8 9.1.5)."""
 _BREATH_S: Final = 0.01
+_SHORTLY_S: Final = 1.0
+"""In which a sender that is at work comes with its next object."""
 
 
 class Receiver(Protocol):
     """Where objects go: `ingest.Ingest`. Called from one thread for each association."""
 
-    def receive(self, parts: Iterable[bytes | memoryview], receipt: Receipt) -> Outcome: ...
+    def intake(self) -> Intake: ...
+
+    def receive(
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, intake: Intake, /
+    ) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +178,7 @@ class Association:
         self._host = address
         self._address = f"{address}:{port}"
         self._actions: Actions | None = None
+        self._intake = terms.receiver.intake()
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
         self._proved = ""
@@ -221,6 +229,7 @@ class Association:
             if self.is_established:
                 self._terms.activity.closed(self._visit)
             self.is_established = False
+            self._intake.close()
             if self._actions is not None:
                 self._actions.end(is_released=is_released)
             self._connection.close(linger)
@@ -268,6 +277,8 @@ class Association:
     def _next(self) -> Pdu | Pdv:
         """What the peer says next; while it is still, it is told results that it waits for."""
         limits, end = self._terms.limits, time.monotonic() + self._terms.limits.idle_s
+        if self._connection.is_still(min(_SHORTLY_S, limits.idle_s)):
+            self._intake.pause()
         while self._actions is not None and self._actions.is_awaiting and time.monotonic() < end:
             if not self._connection.is_still(min(limits.pause_s, limits.idle_s)):
                 break
@@ -325,6 +336,7 @@ class Association:
             pass  # what nobody wanted still has to be read
         if answer:
             self._connection.send(message(context, answer, b"", self._max_pdu))
+        self._intake.rest()
 
     @property
     def _max_pdu(self) -> int:
@@ -346,7 +358,7 @@ class Association:
         )
         try:
             outcome = self._terms.receiver.receive(
-                _bounded(self._counted(data_set), self._terms.limits.object_bytes), receipt
+                _bounded(self._counted(data_set), self._terms.limits.object_bytes), receipt, self._intake
             )
         except AssociationEnded:
             raise

@@ -8,6 +8,7 @@ Called by `header.py`.
 """
 
 import codecs
+import functools
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -71,6 +72,7 @@ class Charset:
     """Of the others that are known."""
 
     @classmethod
+    @functools.lru_cache(maxsize=64)
     def of(cls, raw: bytes) -> "Charset":
         """From the bytes of the element; any bytes."""
         first, *further = [_CODECS.get(_key(term), "") for term in raw.decode("latin-1").split("\\")]

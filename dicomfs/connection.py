@@ -40,6 +40,7 @@ _LONGEST_OTHER: Final = 1 << 10
 _HANG_UP_S: Final = 1.0
 HUNG_UP: Final = "the peer hung up"
 _TOO_SLOW: Final = "the peer sends too slowly, and was given up"
+_LONGEST_POLL_MS: Final = (1 << 31) - 1
 _PROBES: Final = 3
 _LEAST_BYTES: Final = 4096
 """Of a message, in twice the time that a sender may pause: a modem would manage that."""
@@ -76,7 +77,10 @@ class Connection:
         self._socket = connected
         self._max_pdu = max_pdu
         self._stall_s = stall_s
-        self._timeout = -1.0
+        self._told_s = -1.0
+        """How long the kernel lets a call wait."""
+        self._news = select.poll()
+        self._news.register(connected, select.POLLIN)
         # The kernel fills a buffer and keeps the time: one call for what would otherwise be many, and each
         # of them a hand-over between the threads of a busy receiver.
         self._is_plain = not isinstance(connected, ssl.SSLSocket)
@@ -125,9 +129,7 @@ class Connection:
         """
         if self._left or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             return False
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        return not waiting.poll(seconds * 1000)
+        return not self._news.poll(seconds * 1000)
 
     def values(self, fragments: Iterable[Pdv]) -> Iterator[memoryview]:
         """The bytes of fragments, each just read by `next`, in pieces of one buffer: as long as that is, but
@@ -170,9 +172,9 @@ class Connection:
         deadline, found = 0.0, 0
         while found < (at_least or len(view)):
             try:
-                self._wait_at_most(seconds)
                 # All of it, unless this is the wait for something to begin, of which every byte counts.
                 whole = socket.MSG_WAITALL if self._is_plain and seconds == self._stall_s else 0
+                self._wait_at_most(seconds)
                 count = self._socket.recv_into(view[found:], 0, 0 if at_least else whole)
             except (TimeoutError, BlockingIOError) as error:
                 if error.errno == errno.ETIMEDOUT:  # the kernel's word, after its questions (`notice_death`)
@@ -193,15 +195,18 @@ class Connection:
         return found
 
     def _wait_at_most(self, seconds: float) -> None:
-        if seconds == self._timeout:
+        """Let the next call wait for no longer. Raises TimeoutError when it would have nothing to read."""
+        if not self._is_plain:
+            self._socket.settimeout(seconds)
             return
-        self._timeout = seconds
-        if self._is_plain:
-            limit = _TIME.pack(int(seconds), int(seconds % 1 * 1e6) or int(seconds < 1))
+        # The kernel is told the usual limit once; any other wait is one call more.
+        if self._told_s != self._stall_s:
+            self._told_s = self._stall_s
+            limit = _TIME.pack(int(self._told_s), int(self._told_s % 1 * 1e6) or int(self._told_s < 1))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-        else:
-            self._socket.settimeout(seconds)
+        if seconds != self._stall_s and not self._news.poll(min(seconds * 1000, _LONGEST_POLL_MS)):
+            raise TimeoutError
 
     # Writing, and the end
 

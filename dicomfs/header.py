@@ -16,7 +16,7 @@ import json
 import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from types import MappingProxyType
@@ -323,6 +323,7 @@ _DATE_TIME: Final = re.compile(rf"(?P<day>[0-9]{{8}})(?P<clock>{_CLOCK})?(?P<zon
 _ZONE: Final = re.compile(r"(?P<sign>[+-])(?P<hours>0[0-9]|1[0-4])(?P<minutes>[0-5][0-9])")
 
 
+@functools.lru_cache(maxsize=1024)  # the images of an exam have the same few days
 def _day(text: str) -> str:
     match = _DATE.fullmatch(text)
     if match is None:
@@ -345,16 +346,23 @@ def _acquired(values: _Values) -> float | None:
     In the offset that the value or the data set names (PS3.3 C.12.1.1.8), else in this machine's zone. What
     is before 1970 becomes 1970-01-01 UTC; a year after 2200 is a mistake and counts as missing.
     """
-    zone = values.text("TimezoneOffsetFromUTC")
-    moments = [
-        (values.day(f"{kind}Date"), _TIME.fullmatch(values.text(f"{kind}Time")), zone)
-        for kind in ("Acquisition", "Content", "Series", "Study")
-    ]
-    if match := _DATE_TIME.fullmatch(values.text("AcquisitionDateTime")):
-        moments.insert(0, (_day(match["day"]), _TIME.fullmatch(match["clock"] or ""), match["zone"] or zone))
-    dated = [moment for moment in moments if moment[0] and moment[0] <= "22001231"]
-    first = next((moment for moment in dated if moment[1]), dated[0] if dated else None)
+    first: tuple[str, re.Match[str] | None, str] | None = None
+    for moment in _moments(values):
+        day, clock, _ = moment
+        if day and day <= "22001231":
+            if clock:
+                return _epoch(*moment)
+            first = first or moment
     return _epoch(*first) if first else None
+
+
+def _moments(values: _Values) -> Iterator[tuple[str, re.Match[str] | None, str]]:
+    """Day, time and offset of what tells when it was acquired, the best first; any may be missing."""
+    zone = values.text("TimezoneOffsetFromUTC")
+    if match := _DATE_TIME.fullmatch(values.text("AcquisitionDateTime")):
+        yield _day(match["day"]), _TIME.fullmatch(match["clock"] or ""), match["zone"] or zone
+    for kind in ("Acquisition", "Content", "Series", "Study"):
+        yield values.day(f"{kind}Date"), _TIME.fullmatch(values.text(f"{kind}Time")), zone
 
 
 def _epoch(day: str, clock: re.Match[str] | None, zone: str) -> float:
@@ -432,16 +440,17 @@ def _header(
 
 def _study_date_and_time(values: _Values) -> tuple[str, str]:
     """Date of the study, else of acquisition, series, content; its time, else the one beside that date."""
-    moment = values.text("AcquisitionDateTime")
-    dated = (
-        (values.day("StudyDate"), values.time("StudyTime")),
-        (values.day("AcquisitionDate"), values.time("AcquisitionTime")),
-        (_day(moment[:8]), _time(moment[8:14])),
-        (values.day("SeriesDate"), values.time("SeriesTime")),
-        (values.day("ContentDate"), values.time("ContentTime")),
-    )
-    day, clock = next((pair for pair in dated if pair[0]), ("", ""))
+    day, clock = next((pair for pair in _dated(values) if pair[0]), ("", ""))
     return day, values.time("StudyTime") or clock
+
+
+def _dated(values: _Values) -> Iterator[tuple[str, str]]:
+    yield values.day("StudyDate"), values.time("StudyTime")
+    yield values.day("AcquisitionDate"), values.time("AcquisitionTime")
+    moment = values.text("AcquisitionDateTime")
+    yield _day(moment[:8]), _time(moment[8:14])
+    yield values.day("SeriesDate"), values.time("SeriesTime")
+    yield values.day("ContentDate"), values.time("ContentTime")
 
 
 def _derived_uid(*parts: str) -> str:

@@ -35,6 +35,7 @@ from dicomfs.errors import (
 )
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, REBUILD, Index
+from dicomfs.intake import Intake
 from dicomfs.logtext import uid_text, where
 from dicomfs.model import Duplicates, Header, Outcome, Receipt
 from dicomfs.pressure import Space
@@ -141,22 +142,38 @@ class Ingest:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
 
+    def intake(self) -> Intake:
+        """For a sender of many objects, to be given to `receive`."""
+        return Intake(self.archive)
+
     def receive(
-        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool = True
+        self,
+        parts: Iterable[bytes | memoryview],
+        receipt: Receipt,
+        intake: Intake | None = None,
+        *,
+        keep_refused: bool = True,
     ) -> Outcome:
         """Take in one encoded data set; when this returns, file, directory entry and index row are durable.
+
+        `intake`: has the spool file that is done with, for its `rest`.
 
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
+        if intake is None:
+            with self.intake() as own:
+                return self.receive(parts, receipt, own, keep_refused=keep_refused)
         with self._counted():
-            prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
-            with prepared.spool:
+            prepared = self._spooled(parts, receipt, intake, keep_refused=keep_refused)
+            try:
                 if prepared.spool.size > _AT_ONCE_BYTES or not self._commit_now(prepared):
                     with self._archive_errors():
                         prepared.spool.sync()
                     self.commit(prepared)
                 return prepared.done.result()
+            finally:
+                intake.leave(prepared.spool)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -194,7 +211,7 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
-        prepared = self._spooled(parts, receipt, keep_refused=keep_refused)
+        prepared = self._spooled(parts, receipt, self.intake(), keep_refused=keep_refused)
         with self._archive_errors(), ExitStack() as undo:
             undo.push(prepared.spool)
             # Here, where those who wait do so side by side, and not in the committer's turn.
@@ -203,7 +220,7 @@ class Ingest:
         return prepared
 
     def _spooled(
-        self, parts: Iterable[bytes | memoryview], receipt: Receipt, *, keep_refused: bool
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, intake: Intake, *, keep_refused: bool
     ) -> Prepared:
         """As `prepare`, and not yet durable."""
         # As the file meta information will have it, so that the index says the same.
@@ -211,7 +228,7 @@ class Ingest:
         receipt = replace(receipt, duplicates=self._duplicates, source_ae=source_ae)
         with self._archive_errors(), ExitStack() as undo:
             self.space.check()
-            spool = undo.enter_context(self.archive.spool(receipt.transfer_syntax))
+            spool = undo.enter_context(intake.spool(receipt.transfer_syntax))
             looked_at = 0
             for part in parts:
                 spool.write(part)

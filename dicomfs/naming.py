@@ -6,6 +6,7 @@ under which two names are one on some client. `ingest.py` stores what comes from
 file names back with `parse_file_name`.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -98,6 +99,7 @@ class FileName(NamedTuple):
     """1 to 8 lower-case letters and digits, without the dot."""
 
 
+@functools.lru_cache(maxsize=256)
 def fold(name: str) -> str:
     """Key under which two names are the same folder on some client.
 
@@ -166,6 +168,7 @@ def exam_suffix(study_time: str) -> str:
     return f"{study_time[:2]}.{study_time[2:4]}.{study_time[4:]}"
 
 
+@functools.lru_cache(maxsize=256)  # of each image that comes in, and hundreds have the same
 def series_label(text: str) -> str:
     """First part of a file name; never ends in `_` and a number, so that names parse from the right."""
     label = component(text, SERIES_UNITS)

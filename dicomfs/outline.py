@@ -14,6 +14,7 @@ what was packed. Names no patient.
 Pure. Called by `header` (`pack`) and `pixels` (`unpack`).
 """
 
+import functools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -140,9 +141,14 @@ class Packer:
     def pack(self, head: bytes) -> bytes:
         """The outline of a plain image; `head`: its data set up to the first byte of the pixel data."""
         parts = [bytes((_PLACE[tag], len(value))) + value for tag, value in self._values.items() if value]
-        deflater = zlib.compressobj(9, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_FIXED, _COMMON)
-        packed = deflater.compress(b"".join(parts)) + deflater.flush()
+        packed = _deflated(b"".join(parts))
         return _HEAD.pack(VERSION, self._explicit, zlib.crc32(packed, zlib.crc32(head))) + packed
+
+
+@functools.lru_cache(maxsize=256)  # those of a series are often equal
+def _deflated(raw: bytes) -> bytes:
+    deflater = zlib.compressobj(9, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_FIXED, _COMMON)
+    return deflater.compress(raw) + deflater.flush()
 
 
 def unpack(packed: bytes) -> Outline | None:

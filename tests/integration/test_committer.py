@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -24,7 +24,7 @@ from dicomfs.committerprocess import CommitterProcess
 from dicomfs.errors import StoreFull, StoreUnavailable
 from dicomfs.ingest import Ingest, Prepared
 from dicomfs.lock import StoreLock
-from dicomfs.model import Duplicates, Outcome, Stored
+from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
 from dicomfs.scp import StorageSCP
 from dicomfs.writer import Writer
 from tests.disk import states
@@ -371,7 +371,8 @@ def test_a_bug_of_the_committer_thread_is_an_answer_and_not_its_end(
 def test_one_that_commits_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(tmp_path) as ingest:
         pid = ingest._process.pid
-        monkeypatch.setattr(committerprocess, "message", lambda _: [("nowhere", b"", 0, None, None)])
+        values = [(None,) * len(fields(kind)) for kind in (Header, Receipt)]
+        monkeypatch.setattr(committerprocess, "message", lambda _: [("nowhere", b"", 0, *values)])
         for number in range(0, 10, 2):
             assert not gone(pid)
             assert stored(together(ingest, [image(number), image(number + 1)])) == [Stored.NEW] * 2

@@ -26,7 +26,7 @@ ORDER = (
     *("archive", "lock", "schema", "statement", "rows", "queries", "database"),
     *("owners", "retired", "writer", "index"),
     *("removal", "forget", "census", "renditions", "pressure"),
-    *("service", "batch", "committer", "committerprocess", "ingest"),
+    *("service", "batch", "committer", "committerprocess", "intake", "ingest"),
     *("verify", "findings", "scrub", "plan", "reindex"),
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
     *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
