@@ -16,8 +16,9 @@ from dicomfs.display import Display, display
 from dicomfs.geometry import Geometry
 from dicomfs.grey import Rescale
 from dicomfs.histogram import Member, glimpse, measure
+from dicomfs.image import Image
 from dicomfs.model import Recipe
-from dicomfs.pixels import Grey, Image, grey
+from dicomfs.pixels import Grey, grey
 from dicomfs.planes import Mask, Shutter
 
 _OTHER_TAGS = (0x00200060, 0x00200062, 0x00281054, 0x00282110, 0x00282112)

@@ -14,8 +14,8 @@ from dicomfs import icc, subtraction
 from dicomfs.encode import encode
 from dicomfs.frames import TAGS
 from dicomfs.geometry import Geometry, fitted, geometry
+from dicomfs.image import Image, open_image
 from dicomfs.model import Recipe, Source
-from dicomfs.pixels import Image, open_image
 from dicomfs.protocol import MAX_DATA_BYTES
 from dicomfs.recipes import FORMATS
 from dicomfs.render import translated

@@ -1,7 +1,7 @@
 """(file, frame, recipe, window) -> the bytes of one picture: the pure function behind every rendition.
 
 The only place where what pydicom, numpy and the decoders raise becomes NotDisplayable (permanent);
-OSError and MemoryError pass through (passing). No clock, no log, and no state that shows (`pixels` keeps
+OSError and MemoryError pass through (passing). No clock, no log, and no state that shows (`image` keeps
 headers at hand, `grey` tables): equal input gives equal bytes in every process. Called by the render
 workers and by `dicomfs render`.
 """
@@ -31,11 +31,12 @@ from dicomfs.frames import TAGS, Frame, grey_frame, header_wishes, pixel_size, s
 from dicomfs.geometry import Geometry, fitted
 from dicomfs.grey import Chain, Modality, Span, Voi, render_grey
 from dicomfs.histogram import Member
+from dicomfs.image import Image, open_image
 from dicomfs.marks import marked
 from dicomfs.measurement import values
 from dicomfs.model import Layout, PoolWindow, Recipe, Source
 from dicomfs.notice import notice
-from dicomfs.pixels import Image, colour, open_image
+from dicomfs.pixels import colour
 from dicomfs.recipes import FORMATS, Kind, from_pool_policy, policy
 from dicomfs.window import HEADER, RULES_VERSION, decide, fixed, from_header, full, own
 

@@ -12,8 +12,9 @@ from pydicom.errors import InvalidDicomError
 from dicomfs.attributes import DAMAGE
 from dicomfs.errors import NotDisplayable, UnreadableDataSet
 from dicomfs.header import read_file_meta
+from dicomfs.image import open_image
 from dicomfs.model import Recipe, Source
-from dicomfs.pixels import colour, grey, open_image
+from dicomfs.pixels import colour, grey
 from dicomfs.render import render
 
 FORMATS = ("png", "jpg", "tiff", "bmp", "gif")

@@ -30,9 +30,10 @@ from dicomfs.config import MountOptions
 from dicomfs.encode import encode
 from dicomfs.frames import TAGS, grey_frame
 from dicomfs.grey import Chain, Rescale, Span, apply, render_grey
+from dicomfs.image import open_image
 from dicomfs.inode import Inode
 from dicomfs.model import Recipe, Source
-from dicomfs.pixels import grey, open_image
+from dicomfs.pixels import grey
 from dicomfs.render import render
 from dicomfs.tree import Tree
 from dicomfs.view import open_view

@@ -9,8 +9,9 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from dicomfs.attributes import DAMAGE
 from dicomfs.errors import NotDicom, NotDisplayable, UnreadableDataSet
 from dicomfs.header import read_file_meta
+from dicomfs.image import NATIVE
 from dicomfs.model import Recipe, Source
-from dicomfs.pixels import _NATIVE, _PLUGINS
+from dicomfs.pixels import _PLUGINS
 from dicomfs.render import render
 from dicomfs.video import VIDEO_SYNTAXES
 
@@ -19,7 +20,7 @@ def decoder(syntax: UID) -> str:
     """The libraries that are asked, in order."""
     if syntax in VIDEO_SYNTAXES:
         return "PyAV"
-    if syntax in _NATIVE or syntax == DeflatedExplicitVRLittleEndian:
+    if syntax in NATIVE or syntax == DeflatedExplicitVRLittleEndian:
         return "none needed"
     return ", ".join(_PLUGINS.get(syntax, ("pylibjpeg",)))
 

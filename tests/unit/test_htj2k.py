@@ -10,8 +10,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
+from dicomfs.image import open_image
 from dicomfs.model import Recipe, Source
-from dicomfs.pixels import grey, open_image
+from dicomfs.pixels import grey
 from dicomfs.render import render
 
 ROWS, COLUMNS = 12, 20

@@ -20,7 +20,8 @@ ORDER = (
     *("access", "peers", "scpoptions", "config"),
     *("activity", "figures", "slotfile", "runfile", "mountfile"),
     *("identity", "charset", "elements", "outline", "header"),
-    *("attributes", "grey", "display", "histogram", "window", "codestream", "bounded", "video", "pixels"),
+    *("attributes", "grey", "display", "histogram", "window", "bounded", "image"),
+    *("codestream", "video", "pixels"),
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "lock", "schema", "statement", "rows", "queries", "database"),
@@ -69,7 +70,8 @@ BOTH |= {"servecommand", "filescommand", "cli"}
 CODECS = {"pixels", "codestream", "video"}
 DRAWING = {"encode", "geometry", "icc", "marks", "notice", "planes", "pixels", "probes", "render"}
 GREY = {"display", "frames", "grey", "histogram", "lengths", "measurement", "subtraction", "window"} | DRAWING
-HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "marks", "planes"}
+HEADERS = {"attributes", "bounded", "display", "document", "geometry", "header", "icc", "image"}
+HEADERS |= {"marks", "planes"}
 HOME = {
     "PIL": DRAWING,
     "av": {"video"},

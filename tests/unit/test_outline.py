@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from dicomfs import frames, outline, pixels
+from dicomfs import frames, image, outline, pixels
 from dicomfs.errors import DicomfsError, NotDisplayable
 from dicomfs.header import read_file_meta, read_header
 from dicomfs.model import Header, Layout, Recipe, Source
@@ -86,7 +86,7 @@ def never(*_: object, **__: object) -> object:
 
 
 def test_every_attribute_of_a_picture_is_accounted_for() -> None:
-    read_by_renders = {*frames.TAGS, *pixels.TAGS}
+    read_by_renders = {*frames.TAGS, *image.TAGS}
     kept = set(outline.KEPT)
     assert kept | outline.COMPLEX | outline.IDLE == read_by_renders
     assert len(kept) + len(outline.COMPLEX) + len(outline.IDLE) == len(read_by_renders)
@@ -99,7 +99,7 @@ def test_a_plain_image_is_not_parsed(tmp_path: Path, syntax: UID, monkeypatch: p
     layout = plain(path)
     parsed = [render(Source(path), recipe, None) for recipe in RECIPES]
     window = decide_pool([Source(path)], "header")
-    monkeypatch.setattr(pixels, "dcmread", never)
+    monkeypatch.setattr(image, "dcmread", never)
     assert [render(Source(path, 0, layout), recipe, None) for recipe in RECIPES] == parsed
     assert decide_pool([Source(path, 0, layout)], "header") == window
     with pytest.raises(NotDisplayable):
@@ -124,9 +124,9 @@ def test_of_many_frames_only_one_is_read(tmp_path: Path) -> None:
     with (
         path.open("rb", buffering=0) as raw,
         Watched(raw) as file,
-        pixels.open_image(file, (), layout) as image,
+        image.open_image(file, (), layout) as opened,
     ):
-        pixels.grey(image, 57)
+        pixels.grey(opened, 57)
     assert sum(taken) == layout.pixel_offset + 30 * 20 * 2
     assert refused(Source(path, 96, layout)) == refused(Source(path, 96)) != ""
 

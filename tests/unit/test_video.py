@@ -18,7 +18,8 @@ from pydicom._uid_dict import UID_dictionary
 from pydicom.uid import UID
 
 from dicomfs.errors import NotDisplayable
-from dicomfs.pixels import colour, grey, open_image
+from dicomfs.image import open_image
+from dicomfs.pixels import colour, grey
 from dicomfs.video import VIDEO_SYNTAXES
 from tests.videos import COLOURS, COLUMNS, H264, HEVC, MPEG2, ROWS, TOLERANCE, encoded, painted, save
 
