@@ -21,7 +21,8 @@ from dicomfs import __version__
 from dicomfs.archive import Archive, storage_errors
 from dicomfs.batch import Pending, commit
 from dicomfs.errors import BadInstance, DicomfsError, StoreError
-from dicomfs.index import INDEX_NAME, LOCKED_TIMEOUT_S, Index
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.indexfile import LOCKED_TIMEOUT_S
 from dicomfs.logtext import where
 from dicomfs.model import Header, Outcome, Receipt
 from dicomfs.schema import SCHEMA_VERSION

@@ -1,6 +1,6 @@
 """A SQLite file as all of ours are used: durable, in WAL, its errors translated; transactions begun at once.
 
-Knows no table. Used by `index.py`, `renditions.py` and `commitments.py`.
+Knows no table. Used by `indexfile.py`, `renditions.py` and `commitments.py`.
 """
 
 import contextlib

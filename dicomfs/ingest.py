@@ -34,7 +34,8 @@ from dicomfs.errors import (
     StoreUnavailable,
 )
 from dicomfs.header import read_header
-from dicomfs.index import INDEX_NAME, REBUILD, Index
+from dicomfs.index import INDEX_NAME, Index
+from dicomfs.indexfile import REBUILD
 from dicomfs.intake import Intake
 from dicomfs.logtext import uid_text, where
 from dicomfs.model import Duplicates, Header, Outcome, Receipt

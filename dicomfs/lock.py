@@ -2,7 +2,7 @@
 
 Another one, on the folder of originals, is held by whoever takes some out or repairs them, one at a time. A
 lock belongs to the open file, so that the kernel lets go of it whatever becomes of the process; the file
-`lock` itself is empty and stays. Called by `index.py` (shared) and `reindex.py` (alone); the other one by
+`lock` itself is empty and stays. Called by `indexfile.py` (shared) and `reindex.py` (alone); the other one by
 `scrub.py` and `forget.py`.
 """
 

@@ -21,50 +21,23 @@ from dicomfs.schema import (
 )
 from dicomfs.statement import Statement
 
-IMAGE = (
-    select(
-        instances.c.id,
-        instances.c.exam,
-        exams.c.patient,
-        series.c.label,
-        series.c.number.label("series_number"),
-        instances.c.number,
-        instances.c.suffix,
-        instances.c.frames,
-        instances.c.shows,
-        series.c.modality,
-        exams.c.day,
-        instances.c.pool,
-        instances.c.modified,
-        originals.c.id.label("original"),
-        originals.c.hash,
-        originals.c.size,
-        originals.c.pixel_offset,
-        originals.c.outline,
-    )
-    .join(series, series.c.id == instances.c.series)
-    .join(exams, exams.c.id == instances.c.exam)
-    .join(originals, originals.c.id == instances.c.shown)
+# Patients and exams. `patient_contents` and `exam_contents` are asked for one modality at a time: their keys
+# begin with it, so that neither a page nor a name is searched for.
+_PATIENT_NAME = (patients.c.folder, patients.c.suffix, patients.c.id_folder, patients.c.id_suffix)
+PATIENT = select(patients.c.id, *_PATIENT_NAME, patients.c.updated)
+_PATIENT_HOLDS = and_(
+    patient_contents.c.modality == bindparam("modality"), patient_contents.c.shows == bindparam("shows")
 )
-
-# Built once: constructing a statement costs more than running it. What the kernel waits for goes to SQLite's
-# driver: SQLAlchemy's share of an execution is several times SQLite's own.
-# `patient_contents` and `exam_contents` are asked for one modality at a time: their keys begin with it, so
-# that neither a page nor a name is searched for.
-PATIENT = select(
-    patients.c.id,
-    patients.c.folder,
-    patients.c.suffix,
-    patients.c.id_folder,
-    patients.c.id_suffix,
-    patients.c.updated,
+_EXAM_HOLDS = and_(
+    exam_contents.c.modality == bindparam("modality"), exam_contents.c.shows == bindparam("shows")
 )
+_OF_EXAM = and_(_EXAM_HOLDS, exam_contents.c.date == exams.c.date, exam_contents.c.exam == exams.c.id)
+_IS_SHOWN = and_(exam_contents.c.day >= bindparam("first_day"), exam_contents.c.since <= bindparam("through"))
 PATIENT_PAGE = Statement(
     PATIENT.add_columns(patient_contents.c.risen)
     .join(patient_contents, patient_contents.c.patient == patients.c.id)
     .where(
-        patient_contents.c.modality == bindparam("modality"),
-        patient_contents.c.shows == bindparam("shows"),
+        _PATIENT_HOLDS,
         patient_contents.c.latest >= bindparam("first_day"),
         patient_contents.c.patient > bindparam("after"),
     )
@@ -76,27 +49,13 @@ PATIENT_BY_ID_KEY = Statement(PATIENT.where(patients.c.id_key == bindparam("key"
 PATIENT_BY_ID = Statement(PATIENT.where(patients.c.id == bindparam("id")))
 PATIENT_HOLDS = Statement(
     select(patient_contents.c.latest, patient_contents.c.risen).where(
-        patient_contents.c.modality == bindparam("modality"),
-        patient_contents.c.shows == bindparam("shows"),
-        patient_contents.c.patient == bindparam("patient"),
+        _PATIENT_HOLDS, patient_contents.c.patient == bindparam("patient")
     )
 )
 PATIENT_SHOWS = Statement(
     select(exams.c.id)
-    .join(
-        exam_contents,
-        and_(
-            exam_contents.c.modality == bindparam("modality"),
-            exam_contents.c.shows == bindparam("shows"),
-            exam_contents.c.date == exams.c.date,
-            exam_contents.c.exam == exams.c.id,
-        ),
-    )
-    .where(
-        exams.c.patient == bindparam("patient"),
-        exam_contents.c.day >= bindparam("first_day"),
-        exam_contents.c.since <= bindparam("through"),
-    )
+    .join(exam_contents, _OF_EXAM)
+    .where(exams.c.patient == bindparam("patient"), _IS_SHOWN)
     .limit(1)
 )
 EXAM = select(
@@ -106,20 +65,9 @@ EXAM = select(
     exams.c.folder.label("exam_folder"),
     exams.c.suffix.label("exam_suffix"),
     exams.c.updated,
-    patients.c.folder,
-    patients.c.suffix,
-    patients.c.id_folder,
-    patients.c.id_suffix,
+    *_PATIENT_NAME,
 ).join(patients, patients.c.id == exams.c.patient)
-EXAM_HELD = EXAM.join(
-    exam_contents,
-    and_(
-        exam_contents.c.modality == bindparam("modality"),
-        exam_contents.c.shows == bindparam("shows"),
-        exam_contents.c.date == exams.c.date,
-        exam_contents.c.exam == exams.c.id,
-    ),
-).where(exam_contents.c.day >= bindparam("first_day"), exam_contents.c.since <= bindparam("through"))
+EXAM_HELD = EXAM.join(exam_contents, _OF_EXAM).where(_IS_SHOWN)
 EXAM_PAGE = Statement(
     EXAM_HELD.where(exams.c.patient == bindparam("patient"), exams.c.id > bindparam("after"))
     .order_by(exams.c.id)
@@ -137,31 +85,18 @@ EXAMS_OF_DAY = Statement(
 # A step over all exams of a day at once, so that a listing of days costs what it has days.
 NEXT_DAY = Statement(
     select(exam_contents.c.date)
-    .where(
-        exam_contents.c.modality == bindparam("modality"),
-        exam_contents.c.shows == bindparam("shows"),
-        exam_contents.c.date >= bindparam("first"),
-        exam_contents.c.day >= bindparam("first_day"),
-        exam_contents.c.since <= bindparam("through"),
-    )
+    .where(_EXAM_HOLDS, exam_contents.c.date >= bindparam("first"), _IS_SHOWN)
     .order_by(exam_contents.c.date)
     .limit(1)
 )
 IN_DAY = Statement(
     select(exam_contents.c.exam)
-    .where(
-        exam_contents.c.modality == bindparam("modality"),
-        exam_contents.c.shows == bindparam("shows"),
-        exam_contents.c.date == bindparam("date"),
-        exam_contents.c.day >= bindparam("first_day"),
-        exam_contents.c.since <= bindparam("through"),
-    )
+    .where(_EXAM_HOLDS, exam_contents.c.date == bindparam("date"), _IS_SHOWN)
     .limit(1)
 )
 EXAM_HOLDS = Statement(
     select(exam_contents.c.day, exam_contents.c.since).where(
-        exam_contents.c.modality == bindparam("modality"),
-        exam_contents.c.shows == bindparam("shows"),
+        _EXAM_HOLDS,
         exam_contents.c.date == bindparam("date"),
         exam_contents.c.exam == bindparam("exam"),
     )
@@ -176,20 +111,23 @@ EXAMS_BETWEEN = (
     .order_by(exams.c.day, exams.c.id)
     .limit(bindparam("most"))
 )
+
+# Instances
+_NAME = (
+    instances.c.id,
+    series.c.label,
+    series.c.number.label("series_number"),
+    instances.c.number,
+    instances.c.suffix,
+    instances.c.frames,
+    instances.c.shows,
+    series.c.modality,
+    instances.c.pool,
+    instances.c.modified,
+    instances.c.shown.label("original"),
+)
 NAME = (
-    select(
-        instances.c.id,
-        series.c.label,
-        series.c.number.label("series_number"),
-        instances.c.number,
-        instances.c.suffix,
-        instances.c.frames,
-        instances.c.shows,
-        series.c.modality,
-        instances.c.pool,
-        instances.c.modified,
-        instances.c.shown.label("original"),
-    )
+    select(*_NAME)
     .join(series, series.c.id == instances.c.series)
     .where(
         instances.c.exam == bindparam("exam"),
@@ -206,6 +144,21 @@ NAME_PAGE = {
     for is_sized, name in ((False, NAME_UNSIZED), (True, NAME_SIZED))
     for is_back in (False, True)
 }
+IMAGE = (
+    select(
+        *_NAME,
+        originals.c.size,
+        instances.c.exam,
+        exams.c.patient,
+        exams.c.day,
+        originals.c.hash,
+        originals.c.pixel_offset,
+        originals.c.outline,
+    )
+    .join(series, series.c.id == instances.c.series)
+    .join(exams, exams.c.id == instances.c.exam)
+    .join(originals, originals.c.id == instances.c.shown)
+)
 INSTANCES_BEFORE = (
     select(instances.c.id)
     .where(instances.c.id < bindparam("before"))
@@ -237,6 +190,8 @@ POOL_THROUGH = select(func.max(instances.c.shown)).where(IN_POOL)
 POOL_SPAN = select(func.min(instances.c.id).label("first"), func.max(instances.c.id).label("last")).where(
     IN_POOL
 )
+
+# Originals
 ARRIVALS = (
     select(originals.c.id, originals.c.instance, instances.c.pool, instances.c.shown)
     .join(instances, instances.c.id == originals.c.instance)
@@ -294,7 +249,6 @@ NOT_SHOWN = (
     .limit(bindparam("most"))
 )
 HIGHEST = select(func.max(originals.c.id))
-CONFLICTS = select(func.count()).select_from(originals).where(originals.c.conflict == 1)
 LAST_ORIGINAL = Statement(
     select(originals.c.received).where(originals.c.id == select(func.max(originals.c.id)).scalar_subquery())
 )

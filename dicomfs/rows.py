@@ -72,28 +72,26 @@ class NameRow(NamedTuple):
 
 
 class ImageRow(NamedTuple):
-    """One instance with what its file names, sizes and times need."""
+    """One instance with all that its files need: first the same as `NameRow`."""
 
     id: int
-    exam: int
-    patient: int
     label: str
     series_number: int
     number: int
     suffix: str
     frames: int
     shows: int
-    """`PICTURES`, `PDF`, both or neither."""
     modality: str
-    """Of its series."""
-    day: str
-    """`YYYYMMDD` of its exam, as `since=` measures."""
     pool: str
     modified: float
     original: int
-    hash: bytes
     size: int
     """Bytes of the data set."""
+    exam: int
+    patient: int
+    day: str
+    """`YYYYMMDD` of its exam, as `since=` measures."""
+    hash: bytes
     pixel_offset: int | None
     """First byte of native pixel data, counted from the start of the data set."""
     outline: bytes | None

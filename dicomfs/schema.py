@@ -1,7 +1,7 @@
 """The schema of `index.sqlite3`, table by table and column by column.
 
 Ids are receipt sequence numbers: an original's row id is its sequence; a patient, exam, series or
-instance has the id of the original that created it. Statements are in `index.py` (reading) and
+instance has the id of the original that created it. Statements are in `queries.py` (reading) and
 `writer.py`.
 """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dicomfs.database import BUSY_TIMEOUT_S
-from dicomfs.index import LOCKED_TIMEOUT_S
+from dicomfs.indexfile import LOCKED_TIMEOUT_S
 from dicomfs.ingest import Ingest
 from dicomfs.scp import StorageSCP
 from tests.disk import Disk
@@ -92,7 +92,7 @@ def locked(store: Path) -> Iterator[None]:
 def test_locked_index_is_answered_at_once_and_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("dicomfs.index.BUSY_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("dicomfs.indexfile.BUSY_TIMEOUT_S", 0.5)
     sent = objects(600, 24)
     with opened(tmp_path / "store") as door:
         with locked(door.store), ThreadPoolExecutor(8) as senders:

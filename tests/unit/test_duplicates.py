@@ -1,11 +1,13 @@
 """Other bytes under known UIDs: what each policy stores, shows and says, and that names stay."""
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicomfs.census import Census
 from dicomfs.entries import Entry
 from dicomfs.errors import DuplicateRefused
 from dicomfs.index import Index
@@ -144,9 +146,8 @@ def test_another_patient_never_takes_a_place_and_raises_an_alarm(tmp_path: Path,
     assert any("another patient" in warning for warning in outcome.warnings)
     assert not any("Roe" in warning or "Doe" in warning for warning in outcome.warnings)
     assert files(tmp_path) == before
-    index = Index(tmp_path / "index.sqlite3")
-    assert index.conflicts() == 1
-    index.close()
+    with closing(Census.of(tmp_path)) as census:
+        assert census.conflicts_after(0).number == 1
 
 
 def test_policy_is_kept_with_the_original(tmp_path: Path, policy: Duplicates) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from dicomfs import queries, rows
 from dicomfs.errors import StoreLocked, StoreMismatch, StoreUnavailable
-from dicomfs.index import LOCKED_TIMEOUT_S, Index
+from dicomfs.index import Index
+from dicomfs.indexfile import LOCKED_TIMEOUT_S
 from dicomfs.model import Header, Layout, Receipt
 from dicomfs.schema import PICTURES, SCHEMA_VERSION
 from dicomfs.selection import Selection
@@ -368,7 +369,7 @@ def test_empty_index_is_no_store_for_readers(tmp_path: Path) -> None:
 def test_locked_index_is_unavailable_and_not_called_foreign(
     tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomfs.index.BUSY_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("dicomfs.indexfile.BUSY_TIMEOUT_S", 0.05)
     with index.write(), pytest.raises(StoreUnavailable):
         Index(tmp_path / "index.sqlite3", create=True)
 
@@ -394,7 +395,7 @@ def test_many_may_make_one_index_at_once(tmp_path: Path) -> None:
 def test_after_a_wait_in_vain_nobody_waits_long_until_it_went_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicomfs.index.BUSY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("dicomfs.indexfile.BUSY_TIMEOUT_S", 0.3)
     index = Index(tmp_path / "index.sqlite3", create=True)
     other = sqlite3.connect(tmp_path / "index.sqlite3", isolation_level=None)
 

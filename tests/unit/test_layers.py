@@ -25,7 +25,7 @@ ORDER = (
     *("geometry", "icc", "planes", "subtraction", "frames", "measurement", "document"),
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "lock", "schema", "statement", "rows", "queries", "database"),
-    *("owners", "retired", "writer", "index"),
+    *("owners", "retired", "writer", "indexfile", "index"),
     *("removal", "forget", "census", "renditions", "pressure"),
     *("service", "batch", "committer", "committerprocess", "intake", "ingest"),
     *("verify", "findings", "scrub", "plan", "reindex"),
@@ -90,8 +90,8 @@ HOME = {
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
     "rich": {"cli", "progress"},
-    "sqlalchemy": {"schema", "statement", "queries", "database", "owners", "retired", "writer", "index"}
-    | {"removal", "census"}
+    "sqlalchemy": {"schema", "statement", "queries", "database", "owners", "retired", "writer"}
+    | {"indexfile", "index", "removal", "census"}
     | {"renditions", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
     | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
