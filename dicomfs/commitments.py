@@ -8,6 +8,7 @@ leave. Called by `commitmentservice.py`, and by `cli.py` for `counts`.
 """
 
 import json
+import sqlite3
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from dicomfs.database import (
     FOREIGN,
     READ_TIMEOUT_S,
     connect,
+    driver_of,
     immediate,
     sqlite_code,
     switch_to_wal,
@@ -150,8 +152,9 @@ class Commitments:
         try:
             self._connection: Connection = self._engine.connect()
             if create:
-                switch_to_wal(self._connection)
-                with immediate(self._connection):
+                driver = driver_of(self._connection)
+                switch_to_wal(driver)
+                with immediate(driver):
                     metadata.create_all(self._connection)
                     if self._connection.execute(select(about)).first() is None:
                         facts = {"key": "schema_version", "value": str(SCHEMA_VERSION)}
@@ -160,7 +163,7 @@ class Commitments:
             found = self._connection.execute(version).scalar_one_or_none()
             self._connection.execute(select(transactions).limit(1))
             self._connection.rollback()
-        except exc.DatabaseError as error:
+        except (exc.DatabaseError, sqlite3.DatabaseError) as error:
             if sqlite_code(error) not in FOREIGN:
                 raise
             found = None
@@ -178,7 +181,7 @@ class Commitments:
         self._engine.dispose()
 
     def _write(self, *statements: Any) -> None:
-        with translated(_WHAT), immediate(self._connection):
+        with translated(_WHAT), immediate(driver_of(self._connection)):
             for statement in statements:
                 self._connection.execute(statement)
 
@@ -204,7 +207,7 @@ class Commitments:
         same = where & (transactions.c.digest == request.digest)
         latest = {"address": address, "called_ae": called_ae, "received": now}
         afresh = {"attempts": 0, "waited": 0.0, "trouble": ""}
-        with translated(_WHAT), immediate(self._connection):
+        with translated(_WHAT), immediate(driver_of(self._connection)):
             execute = self._connection.execute
             known = execute(select(transactions.c.digest, transactions.c.ended).where(where)).all()
             ended = [row.ended for row in known if row.digest == request.digest]

@@ -1,6 +1,6 @@
 """A SQLite file as all of ours are used: durable, in WAL, its errors translated; transactions begun at once.
 
-Knows no table. Used by `indexfile.py`, `renditions.py` and `commitments.py`.
+Knows no table. Used by `indexfile.py`, `renditionsfile.py` and `commitments.py`.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ def sqlite_code(error: exc.DBAPIError | sqlite3.Error) -> int:
     return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
 
 
-def switch_to_wal(connection: Connection) -> None:
+def switch_to_wal(driver: sqlite3.Connection) -> None:
     """For ever, as it is a property of the file.
 
     While another process does the same, SQLite answers "locked" at once instead of waiting.
@@ -41,15 +41,13 @@ def switch_to_wal(connection: Connection) -> None:
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
-            connection.exec_driver_sql("PRAGMA journal_mode = WAL")
-        except exc.OperationalError as error:
+            driver.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
             if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
         else:
             return
-        finally:
-            connection.rollback()
 
 
 @contextlib.contextmanager
@@ -113,20 +111,17 @@ def connect(path: Path, timeout_s: float, how: str = "mode=rwc") -> Engine:
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:
+    """The driver's connection under SQLAlchemy's, for what must be quick."""
     driver: Any = connection.connection.dbapi_connection
     return cast(sqlite3.Connection, driver)
 
 
 @contextlib.contextmanager
-def immediate(connection: Connection) -> Iterator[sqlite3.Connection]:
-    """A write transaction: waits for other writers, commits at the end, rolls back on any error.
-
-    Gives the driver's connection, for what must be quick.
-    """
-    driver = driver_of(connection)
+def immediate(driver: sqlite3.Connection) -> Iterator[None]:
+    """A write transaction: waits for other writers, commits at the end, rolls back on any error."""
     driver.execute("BEGIN IMMEDIATE")
     try:
-        yield driver
+        yield
         # Within: a COMMIT that fails leaves the transaction open, and no other could ever begin.
         driver.execute("COMMIT")
     except BaseException:

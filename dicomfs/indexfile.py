@@ -118,10 +118,10 @@ class IndexFile:
     def _prepare(self, path: Path, *, create: bool) -> str:
         """Make the tables if need be, check the version; returns the id of the store."""
         if create:
-            switch_to_wal(self._connection)
+            switch_to_wal(self._driver)
             _sync_log(path)
             connection = self._connection
-            with immediate(connection):
+            with immediate(self._driver):
                 if not _tables(connection):
                     metadata.create_all(connection)
                     facts = {"schema_version": str(SCHEMA_VERSION), "store_id": uuid.uuid4().hex}
@@ -164,7 +164,8 @@ class IndexFile:
         """A durable write transaction; see `Writer`. Raises StoreFull or StoreUnavailable."""
         with self._watched(), translated():
             try:
-                with immediate(self._connection) as driver:
+                driver = self._driver
+                with immediate(driver):
                     self._forget_if_others_wrote(driver)
                     writer = Writer(driver, self._recollection)
                     yield writer
@@ -181,7 +182,7 @@ class IndexFile:
         """
         with self._watched(), translated():
             try:
-                with immediate(self._connection):
+                with immediate(self._driver):
                     yield self._connection
             finally:
                 self._connection.rollback()  # SQLAlchemy's bookkeeping: the driver's transaction has ended

@@ -2,7 +2,7 @@
 
 What SQLAlchemy does for each execution takes longer than SQLite itself, and all senders wait for it, or the
 kernel. Used by `owners.py`, `retired.py` and `writer.py`, whose statements run for every object that comes
-in, and by `index.py` and `renditions.py` for those that lookups, listings and opens run.
+in, and by `queries.py` and `renditionsfile.py` for those that lookups, listings and opens run.
 """
 
 import sqlite3

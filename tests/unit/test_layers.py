@@ -26,7 +26,7 @@ ORDER = (
     *("encode", "notice", "marks", "probes", "render"),
     *("archive", "lock", "schema", "statement", "rows", "queries", "database"),
     *("owners", "retired", "writer", "indexfile", "index"),
-    *("removal", "forget", "census", "renditions", "pressure"),
+    *("removal", "forget", "census", "renditionsfile", "renditions", "pressure"),
     *("service", "batch", "committer", "committerprocess", "intake", "ingest"),
     *("verify", "findings", "scrub", "plan", "reindex"),
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
@@ -62,7 +62,7 @@ RECEIVE = {
     "scp",
     "importer",
 }
-PRESENT = {"render", "renditions", *SHOW} - {"workerprocess"}
+PRESENT = {"render", "renditionsfile", "renditions", *SHOW} - {"workerprocess"}
 BOTH = {"serve", "forgetting", "status", "metrics", "statusview", "statuscommand"}
 BOTH |= {"servecommand", "filescommand", "cli"}
 """Where receiving and presenting may meet."""
@@ -75,7 +75,7 @@ HEADERS |= {"marks", "planes"}
 HOME = {
     "PIL": DRAWING,
     "av": {"video"},
-    "cachetools": {"cache", "pages", "renditions", "twoqueue"},
+    "cachetools": {"cache", "pages", "twoqueue"},
     "gdcm": CODECS,
     "jpeg_ls": CODECS,
     "libjpeg": CODECS,
@@ -92,7 +92,7 @@ HOME = {
     "rich": {"cli", "progress"},
     "sqlalchemy": {"schema", "statement", "queries", "database", "owners", "retired", "writer"}
     | {"indexfile", "index", "removal", "census"}
-    | {"renditions", "commitments"},
+    | {"renditionsfile", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
     | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
 }

@@ -17,7 +17,7 @@ from sqlalchemy import Executable, Select
 from sqlalchemy.dialects.sqlite import dialect
 
 from dicomfs import owners, queries, removal, retired
-from dicomfs import renditions as rendering
+from dicomfs import renditionsfile as rendering
 from dicomfs import writer as writing
 from dicomfs.index import Index
 from dicomfs.inode import Inode, Kind
@@ -28,7 +28,7 @@ from dicomfs.spelling import Label, Layout, Spelling
 from dicomfs.statement import Statement
 from tests.made import add, header, tree, walk
 
-GROWS = {"_FAILURES", "NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
+GROWS = {"FAILURES", "NOT_SHOWN", "_MODALITIES", "_LEFT", "_LEFT_OF_PATIENT"}
 """Statements that may look at many rows, as only an administrator waits: `dicomfs status`, `scrub`; `forget`
 does so of one exam or patient."""
 BAD = ("SCAN", "TEMP B-TREE")
@@ -123,7 +123,7 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
         )
         with closing(renditions):
             # Asked of SQLite itself: some statements do not go by way of SQLAlchemy.
-            for driver, name in ((index._driver, "index"), (renditions._driver, "renditions")):
+            for driver, name in ((index._driver, "index"), (renditions._reader, "renditions")):
                 driver.set_trace_callback(partial(_note, ran, f"{name}.sqlite3"))
             add(index, header(sop_instance_uid="2.25.4"), header(sop_instance_uid="2.25.4", rows=1))
             renditions.announce(Key("digest of jpg", 1, 0, 0), 5, "")

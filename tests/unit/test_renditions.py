@@ -3,8 +3,7 @@
 import logging
 import os
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -151,7 +150,7 @@ def test_locked_file_is_not_thrown_away(
 ) -> None:
     renditions.announce(KEY, 10, "")
     renditions.record()
-    monkeypatch.setattr("dicomfs.renditions.OPEN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("dicomfs.renditionsfile.OPEN_TIMEOUT_S", 0.05)
     with sqlite3.connect(path, isolation_level=None) as raw:
         raw.execute("BEGIN IMMEDIATE")
         with pytest.raises(StoreUnavailable):
@@ -316,21 +315,14 @@ def test_what_another_mount_has_decided_holds_while_nothing_can_be_written(
     assert renditions.decide("p", "auto", decision(1, 50.0)) == decision(1, 0.0)
 
 
-def test_who_decides_in_a_thread_leaves_the_connection_of_readers_alone(
-    renditions: Renditions, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked_by = set[int]()
-    driver: Callable[[Renditions], sqlite3.Connection] = vars(Renditions)["_driver"].fget
-
-    def noted(self: Renditions) -> sqlite3.Connection:
-        asked_by.add(threading.get_ident())
-        return driver(self)
-
-    monkeypatch.setattr(Renditions, "_driver", property(noted))
+def test_who_decides_in_a_thread_leaves_the_connection_of_readers_alone(renditions: Renditions) -> None:
+    asked: list[str] = []
+    renditions._reader.set_trace_callback(asked.append)
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(renditions.decide, "p", "auto", decision(1, 0.0)).result() == decision(1, 0.0)
+    assert asked == []
     assert renditions.decision("p", "auto", 1) == decision(1, 0.0)
-    assert asked_by == {threading.get_ident()}
+    assert len(asked) == 1
 
 
 def test_memory_for_what_cannot_be_written_is_bounded(
