@@ -14,13 +14,11 @@ import functools
 import logging
 import os
 import stat
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 import pyfuse3
 import trio
@@ -28,8 +26,8 @@ import trio
 from dicomfs.callers import Callers
 from dicomfs.entries import Entry
 from dicomfs.errors import RenderFailed, StoreError, StoreUnavailable
+from dicomfs.folders import Folders
 from dicomfs.inode import STORED, Inode
-from dicomfs.pages import Pages
 from dicomfs.present import Presenter
 from dicomfs.publish import Act, Publisher, Step
 
@@ -40,15 +38,6 @@ LONG_S: Final = 3600.0
 """For what cannot change unless we say so."""
 FOLDER_S: Final = 1.0
 """For the times of folders: arrivals change them."""
-_PAGE: Final = 500
-_FIRST_PAGE: Final = 100
-"""Somebody waits for it, and has nothing to do meanwhile."""
-_BEHIND: Final = 2 * _PAGE
-"""Names of an open folder that are kept when they have been handed out: more than an answer of smbd has."""
-_OPEN_KEPT: Final = 32
-"""Open folders of which anything is kept."""
-_NAMES_KEPT: Final = 20_000
-"""Of folders that were listed."""
 _NAME_BYTES: Final = 255
 _REAL_NAME: Final = b"glusterfs.get_real_filename:"
 """Extended attribute by which smbd asks for the stored spelling of a name, instead of scanning the folder."""
@@ -97,69 +86,6 @@ def answered(
     return wrapped
 
 
-class _Name(NamedTuple):
-    """One entry of a folder, as the kernel wants it; in the order of cookies."""
-
-    name: bytes
-    attributes: pyfuse3.EntryAttributes
-    cookie: int
-
-
-_cookie = attrgetter("cookie")
-
-
-def _unsized(name: _Name) -> bool:
-    return not name.attributes.attr_timeout
-
-
-@dataclass(slots=True)
-class _Listing:
-    """An open folder: what was fetched of it, a part of which may have been handed out."""
-
-    inode: Inode
-    after: int = 0
-    """Cookie in front of what was fetched."""
-    fetched: list[_Name] = field(default_factory=list)
-    place: int = 0
-    """So many of these have been handed out."""
-
-    @property
-    def waiting(self) -> int:
-        """How many are fetched and not handed out."""
-        return len(self.fetched) - self.place
-
-    @property
-    def through(self) -> int:
-        """Cookie of what was fetched last."""
-        return self.fetched[-1].cookie if self.fetched else self.after
-
-    def seek(self, cookie: int) -> None:
-        """Go on after a cookie; smbd goes back to the name at which its last answer was full."""
-        at = bisect_right(self.fetched, cookie, key=_cookie)
-        # From the start: as it is now. And a size that was not known may be known to the kernel by now.
-        is_fresh = (cookie or not self.place) and not any(map(_unsized, self.fetched[at : self.place]))
-        if is_fresh and cookie == (self.fetched[at - 1].cookie if at else self.after):
-            self.place = at
-        else:
-            self.after, self.place = cookie, 0
-            self.fetched.clear()
-
-    def take(self, page: Sequence[_Name]) -> None:
-        """What comes next; of what was handed out long ago nothing is kept."""
-        if self.place > _BEHIND:
-            gone = self.place - _BEHIND
-            self.after = self.fetched[gone - 1].cookie
-            del self.fetched[:gone]
-            self.place = _BEHIND
-        self.fetched += page
-
-    def drop(self) -> None:
-        """Fetch anew what is not handed out yet."""
-        self.after = self.fetched[self.place - 1].cookie if self.place else self.after
-        self.place = 0
-        self.fetched.clear()
-
-
 @dataclass(frozen=True, slots=True)
 class _Handle:
     """An open file: bytes that were rendered, or a descriptor of the stored ones."""
@@ -198,14 +124,9 @@ class Door(pyfuse3.Operations):
         self.asked: Counter[str] = Counter()
         """Requests so far, by handler; for the log."""
         self.callers = Callers()
-        self._pages: Pages[_Name] = Pages(_NAMES_KEPT)
-        self._handles: dict[int, _Handle | _Listing] = {}
+        self.folders = Folders(self._tree, self._attributes)
+        self._handles: dict[int, _Handle] = {}
         self._last_handle = 0
-        self._reading: dict[int, None] = {}
-        """Handles of folders whose next page is to be fetched."""
-        self._readers = trio.lowlevel.ParkingLot()
-        self._lately: dict[int, None] = {}
-        """Handles of folders that were read lately, the last one last."""
 
     # Attributes
 
@@ -283,94 +204,20 @@ class Door(pyfuse3.Operations):
 
     # Folders
 
-    def _register(self, handle: _Handle | _Listing) -> pyfuse3.FileHandleT:
-        self._last_handle += 1
-        self._handles[self._last_handle] = handle
-        return self._last_handle
-
     @answered
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         """Begin a listing."""
-        return self._register(_Listing(self._inode(inode)))
+        return self.folders.open(self._inode(inode))
 
     @answered
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Hand out entries after cookie `start_id`, a page at a time from the index."""
-        listing = self._handles[fh]
-        assert isinstance(listing, _Listing)  # noqa: S101  the kernel keeps handles of folders and files apart
-        self._presenter.seen(listing.inode)
-        listing.seek(start_id)
-        self._keep_open(fh)
-        has_some = False
-        # Whoever has some names is busy with them, and what has to be fetched is fetched meanwhile.
-        while listing.waiting or self._fetch(listing, only_kept=has_some):
-            has_some = True
-            name, attributes, cookie = listing.fetched[listing.place]
-            if not pyfuse3.readdir_reply(token, name, attributes, cookie):
-                break
-            listing.place += 1
-        if not has_some:
-            listing.drop()  # it may stay open for hours: smbd waits for changes
-        elif listing.waiting < _PAGE:
-            self._reading[fh] = None
-            self._readers.unpark_all()
-
-    def _fetch(self, listing: _Listing, *, only_kept: bool = False) -> bool:
-        """One page more, with `only_kept` if it is at hand; False at the end of the folder.
-
-        Raises StoreUnavailable.
-        """
-        page = self._page(listing.inode, listing.through, only_kept=only_kept)
-        listing.take(page)
-        return bool(page)
-
-    def _keep_open(self, fh: int) -> None:
-        """What is kept of open folders is bounded: nothing, of the one that was read longest ago."""
-        self._lately.pop(fh, None)
-        self._lately[fh] = None
-        if len(self._lately) > _OPEN_KEPT:
-            oldest = next(iter(self._lately))
-            del self._lately[oldest]
-            if isinstance(listing := self._handles.get(oldest), _Listing):
-                listing.drop()
-
-    async def read_ahead(self) -> None:
-        """Fetch next pages of open folders while those who list them are busy with what they have.
-
-        *Cancellation*: at any time.
-        """
-        while True:
-            if not self._reading:
-                await self._readers.park()
-                continue
-            fh, _ = self._reading.popitem()
-            listing = self._handles.get(fh)
-            try:
-                if isinstance(listing, _Listing):
-                    self._fetch(listing)
-            except StoreUnavailable:
-                pass  # who goes on is told
-            except Exception:
-                log.exception("a bug in listing ahead")  # the mount goes on
-            await trio.lowlevel.checkpoint()
-
-    def _page(self, folder: Inode, after: int, *, only_kept: bool) -> Sequence[_Name]:
-        """Entries of a folder after a cookie, some of them; none at the end. Raises StoreUnavailable."""
-        version = self._tree.version()
-        page = self._pages.get(folder, after, version)
-        if page is not None or only_kept:
-            return page or ()
-        listed = list(self._tree.listing(folder, after, _PAGE if after else _FIRST_PAGE))
-        page = [_Name(it.entry.name.encode(), self._attributes(it.entry), it.cookie) for it in listed]
-        if all(it.entry.size is not None for it in listed):
-            self._pages.keep(folder, after, page)
-        return page
+        """Hand out entries after cookie `start_id`."""
+        self._presenter.seen(self.folders.inode(fh))
+        self.folders.hand_out(fh, start_id, token)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """End a listing."""
-        del self._handles[fh]
-        self._reading.pop(fh, None)
-        self._lately.pop(fh, None)
+        self.folders.close(fh)
 
     # Files
 
@@ -391,7 +238,9 @@ class Door(pyfuse3.Operations):
             if data is None:
                 raise pyfuse3.FUSEError(errno.ESTALE)
             handle = _Handle(data)
-        return pyfuse3.FileInfo(fh=self._register(handle), keep_cache=True)
+        self._last_handle += 1
+        self._handles[self._last_handle] = handle
+        return pyfuse3.FileInfo(fh=self._last_handle, keep_cache=True)
 
     async def _open_stored(self, inode: Inode) -> "_Handle":
         stored = self._tree.stored_file(inode)
@@ -404,7 +253,6 @@ class Door(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Bytes of an open file. Never waits for a render."""
         handle = self._handles[fh]
-        assert isinstance(handle, _Handle)  # noqa: S101  as in readdir
         data = handle.data
         if data is not None:
             # pyfuse3 takes any buffer, and hands it to the kernel without another copy.
@@ -424,7 +272,7 @@ class Door(pyfuse3.Operations):
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close an open file."""
         handle = self._handles.pop(fh)
-        if isinstance(handle, _Handle) and handle.fd >= 0:
+        if handle.fd >= 0:
             os.close(handle.fd)
 
     # There is nothing to write. The kernel takes ENOSYS for "never ask again", and lets the call succeed:
@@ -503,15 +351,8 @@ class Door(pyfuse3.Operations):
     def _own_step(self, act: Act, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> Step:
         """The step that this call belongs to. Everybody else's call is EROFS."""
         step = self._publisher.step_of(ctx.pid)
-        if (
-            step is None
-            or step.act is not act
-            or (step.folder.number, step.name.encode())
-            != (
-                parent_inode,
-                name,
-            )
-        ):
+        asked = (act, parent_inode, name)
+        if step is None or (step.act, step.folder.number, step.name.encode()) != asked:
             raise pyfuse3.FUSEError(errno.EROFS)
         return step
 
@@ -584,18 +425,11 @@ class Door(pyfuse3.Operations):
         before may be gone.
         """
         self._presenter.forget_opened()
-        self._drop_listed()
-
-    def _drop_listed(self) -> None:
-        """Fetch anew what is kept of folders, open or not."""
-        self._pages.clear()
-        for handle in self._handles.values():
-            if isinstance(handle, _Listing):
-                handle.drop()
+        self.folders.drop()
 
     def drop_attributes(self, inode: Inode) -> None:
         """A file has another size than was announced: the kernel must not go on believing the old one."""
-        self._drop_listed()
+        self.folders.drop()
         # Attributes only: to drop pages, the kernel would wait for reads that wait for us.
         with contextlib.suppress(OSError):  # it had forgotten the file
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode.number), attr_only=True)

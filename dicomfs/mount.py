@@ -226,7 +226,7 @@ async def _session(
             nursery.start_soon(presenter.follow, publisher.changed, publisher.gone)
             nursery.start_soon(publisher.follow)
             nursery.start_soon(door.callers.watch)
-            nursery.start_soon(door.read_ahead)
+            nursery.start_soon(door.folders.read_ahead)
             compile_all()
             # What was imported stays for ever: to look through all of it for garbage would stop everybody.
             gc.collect()

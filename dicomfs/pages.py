@@ -2,7 +2,7 @@
 
 A listing costs the index some microseconds a name, and smbd asks for the same folder again and again. Knows
 neither what a page holds nor what its version means: equal versions stand for equal pages. Bounded by names,
-the pages that were asked for longest ago go first. Used by `fuse.py`, on trio's thread.
+the pages that were asked for longest ago go first. Used by `folders.py`, on trio's thread.
 """
 
 from collections.abc import Hashable, Sequence

@@ -14,7 +14,7 @@ import trio
 
 from dicomfs.entries import Listed
 from dicomfs.errors import StoreUnavailable
-from dicomfs.fuse import Door, _Listing
+from dicomfs.fuse import Door
 from dicomfs.index import Index
 from dicomfs.inode import Inode
 from dicomfs.publish import Publisher
@@ -307,8 +307,7 @@ def test_what_is_kept_of_open_folders_is_bounded(
             await it.open_again()
             part = await it.read(0, 10)
             cookies[it.handle] = part.cookies[-1]
-        open_folders = [it.door._handles[fh] for fh in cookies]
-        assert sum(len(one.fetched) for one in open_folders if isinstance(one, _Listing)) <= 32 * 20
+        assert sum(len(one.fetched) for one in it.door.folders._open.values()) <= 32 * 20
         for fh, cookie in cookies.items():
             it.handle = fh
             assert (await it.all_of_it(cookie)).names == _names(20)[10:]
@@ -342,7 +341,7 @@ def test_the_next_page_is_fetched_while_nobody_waits(
 
     async def scenario() -> None:
         async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.read_ahead)
+            nursery.start_soon(it.door.folders.read_ahead)
             part = await it.read(0, 749)
             assert 0 < len(part.names) < 749  # what is there, rather than wait for more
             start = part.cookies[-1]
@@ -364,7 +363,7 @@ def test_trouble_while_nobody_waits_is_told_to_who_goes_on(
 
     async def scenario() -> None:
         async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.read_ahead)
+            nursery.start_soon(it.door.folders.read_ahead)
 
             def broken(*_: object) -> Iterator[Listed]:
                 raise StoreUnavailable("the disk has gone")
@@ -393,7 +392,7 @@ def test_a_bug_while_nobody_waits_does_not_end_the_mount(
 
     async def scenario() -> None:
         async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.read_ahead)
+            nursery.start_soon(it.door.folders.read_ahead)
 
             def broken(*_: object) -> Iterator[Listed]:
                 raise ZeroDivisionError
@@ -420,7 +419,7 @@ def test_a_folder_that_is_closed_is_not_fetched(
             await it.read(0, 10)
             await it.door.releasedir(it.handle)
             it.fetched.clear()
-            nursery.start_soon(it.door.read_ahead)
+            nursery.start_soon(it.door.folders.read_ahead)
             await trio.sleep(1)
             assert it.fetched == []
             nursery.cancel_scope.cancel()

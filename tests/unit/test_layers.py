@@ -12,7 +12,7 @@ SHOW = (
     *("protocol", "lengths", "worker", "workerprocess", "turns", "workers", "twoqueue", "cache"),
     *("cachefolder", "diskcache", "gate", "inode", "entries", "tree", "pools", "spans", "ahead"),
     *("follow", "stepping", "prefetch", "present", "view", "offline", "explain", "publish", "stalls"),
-    *("callers", "pages", "fuse", "mount"),
+    *("callers", "pages", "folders", "fuse", "mount"),
 )
 """What a mount is made of."""
 ORDER = (
@@ -85,7 +85,7 @@ HOME = {
     | {"render", "commitment", "safekeeping", "reporter", "actions"}
     | HEADERS
     | CODECS,
-    "pyfuse3": {"fuse", "mount"},
+    "pyfuse3": {"folders", "fuse", "mount"},
     "prometheus_client": {"metrics"},
     "pylibjpeg": CODECS,
     "pynetdicom": {"handshake", "scp"},
@@ -94,7 +94,7 @@ HOME = {
     | {"indexfile", "index", "removal", "census"}
     | {"renditionsfile", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
-    | {"publish", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
+    | {"publish", "folders", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
