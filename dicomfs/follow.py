@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from dicomfs.ahead import Ahead
+from dicomfs.changes import Changes
 from dicomfs.entries import Disappearance
 from dicomfs.errors import RenderFailed, StoreUnavailable
 from dicomfs.index import Index
@@ -43,6 +44,7 @@ class Follower:
         """`ahead`: who is told of new images, if anybody."""
         self._tree = tree
         self._index = index
+        self._changes = Changes(tree, index)
         self._renditions = renditions
         self._pools = pools
         self._ahead = ahead
@@ -131,7 +133,7 @@ class Follower:
         """A day has passed: what is too old for this mount's `since` is not shown any more."""
         first_day = self._tree.first_day
         if first_day > self._first_day:
-            names = self._tree.left(self._first_day, first_day)
+            names = self._changes.left(self._first_day, first_day)
             while some := list(islice(names, _LEFT_AT_ONCE)):
                 await gone(some)
         self._first_day = first_day

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 import trio
 
+from dicomfs.changes import Changes
 from dicomfs.entries import Appearance, Disappearance, Entry
 from dicomfs.errors import StoreUnavailable
 from dicomfs.index import Index
@@ -85,6 +86,7 @@ class Publisher:
         self._mountpoint = mountpoint
         self._tree = tree
         self._index = index
+        self._changes = Changes(tree, index)
         self._forget = forget
         self._live = live
         self._removed = index.last_removal()
@@ -149,7 +151,7 @@ class Publisher:
     def _appearing(self, arrivals: Iterable[Arrival]) -> Iterator[tuple[int, Step]]:
         paths: dict[Inode, tuple[str, ...] | None] = {}
         for arrival in arrivals:
-            for new in self._tree.appearances(arrival.sequence, arrival.instance):
+            for new in self._changes.appearances(arrival.sequence, arrival.instance):
                 path = self._path(new.folder, paths)
                 if path is not None:
                     step = Step(Act.APPEAR, new.folder, path, new.name, new.is_folder, new)
@@ -157,7 +159,7 @@ class Publisher:
 
     def _going(self, removals: Iterable[Removal]) -> Iterator[Step]:
         for removal in removals:
-            yield from self._steps_of(self._tree.disappearances(removal))
+            yield from self._steps_of(self._changes.disappearances(removal))
 
     def _steps_of(self, names: Iterable[Disappearance]) -> Iterator[Step]:
         for old in names:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from dicomfs.changes import Changes
 from dicomfs.gate import EVERYTHING, Gate, Mark
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.inode import Inode, Kind
@@ -46,7 +47,7 @@ def publish(view: Tree, index: Index) -> list[str]:
     """Everything that is new, name after name; each is shown when it is released, and none before."""
     told = []
     for arrival in index.arrivals(view.gate.through, 1000):
-        for new in view.appearances(arrival.sequence, arrival.instance):
+        for new in Changes(view, index).appearances(arrival.sequence, arrival.instance):
             assert view.lookup(new.folder, new.name) is None
             assert view.real_name(new.folder, new.name.upper()) is None
             assert new.name not in names(view, new.folder)
@@ -158,7 +159,7 @@ def gone(view: Tree, index: Index, after: int = 0) -> list[str]:
     return [
         "/".join((*(view.path(old.top) or ()), *(entry.name for entry in old.way)))
         for removal in index.removals(after, 1000)
-        for old in view.disappearances(removal)
+        for old in Changes(view, index).disappearances(removal)
     ]
 
 

@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 SHOW = (
     *("protocol", "lengths", "worker", "workerprocess", "turns", "workers", "twoqueue", "cache"),
-    *("cachefolder", "diskcache", "gate", "inode", "entries", "tree", "pools", "spans", "ahead"),
-    *("follow", "stepping", "prefetch", "present", "view", "offline", "explain", "publish", "stalls"),
-    *("callers", "pages", "folders", "fuse", "mount"),
+    *("cachefolder", "diskcache", "gate", "inode", "entries", "aspect", "tree", "changes", "pools"),
+    *("spans", "ahead", "follow", "stepping", "prefetch", "present", "view", "offline", "explain"),
+    *("publish", "stalls", "callers", "pages", "folders", "fuse", "mount"),
 )
 """What a mount is made of."""
 ORDER = (

@@ -19,6 +19,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from dicomfs import owners, queries, removal, retired
 from dicomfs import renditionsfile as rendering
 from dicomfs import writer as writing
+from dicomfs.changes import Changes
 from dicomfs.index import Index
 from dicomfs.inode import Inode, Kind
 from dicomfs.model import PoolWindow
@@ -140,8 +141,9 @@ def test_what_a_mount_and_a_receiver_run_neither_scans_nor_sorts(
                 shown.parent(entry.inode)
                 picture = shown.picture(entry.inode)
                 assert picture is None or shown.beside(picture.folder, picture.name)
-            assert list(shown.appearances(2, 2))
-            assert list(shown.left("20000101", "20250101"))
+            changes = Changes(shown, index)
+            assert list(changes.appearances(2, 2))
+            assert list(changes.left("20000101", "20250101"))
             index.arrivals(0, 100)
             index.data_version()
             shown.pool_sources("1:p", 4)

@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from dicomfs.cache import Cache
+from dicomfs.changes import Changes
 from dicomfs.entries import Disappearance
 from dicomfs.errors import StoreUnavailable
 from dicomfs.gate import Gate
@@ -147,7 +148,7 @@ def test_a_returning_patient_is_hidden_until_it_is_published(tmp_path: Path) -> 
             add(index, NEW, received=RECEIVED)
             assert names(shown) == []
             assert shown.lookup(shown.root, "Doe Jane") is None
-            appearing = [new.name for new in shown.appearances(2, 2)]
+            appearing = [new.name for new in Changes(shown, index).appearances(2, 2)]
             assert appearing == ["Doe Jane", "2024-02-01", "Localizer_2_7.jpg"]
             shown.gate.settle(2)
             assert names(shown) == ["Doe Jane", "Doe Jane/2024-02-01"]
