@@ -4,8 +4,9 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import pytest
 import trio
@@ -24,6 +25,7 @@ from dicomfs.turns import Urgency
 from dicomfs.workers import Rendered, Workers
 from tests.made import add, header, listed, tree
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 QUIET_S = 5.0
@@ -36,7 +38,8 @@ class Painters:
     """Render workers without processes: a picture says which window it was made with."""
 
     window: PoolWindow
-    decided: int = 0
+    askers: list[Hashable] = field(default_factory=list)
+    """Of each decision that was begun."""
     rendered: int = 0
     most: int = 0
     """Most pictures that were painted at once."""
@@ -54,15 +57,20 @@ class Painters:
     asked: int = 0
     """How many it was told of."""
 
+    @property
+    def decided(self) -> int:
+        """How many decisions were begun."""
+        return len(self.askers)
+
     async def decide_pool(
         self,
         members: Sequence[Source],
         policy: str = "auto",  # noqa: ARG002  as Workers
         *,
         urgency: Urgency = Urgency.WAITED,  # noqa: ARG002  as Workers
-        asker: Hashable = None,  # noqa: ARG002  as Workers
+        asker: Hashable = None,
     ) -> PoolWindow:
-        self.decided += 1
+        self.askers.append(asker)
         self.seen = list(members)
         window = self.window
         async with self.processes:
@@ -188,10 +196,21 @@ async def showing(
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    """To its end, on a clock that jumps ahead whenever nobody has anything to do."""
     with pytest.MonkeyPatch.context() as patch:
         # The clock would jump ahead while a thread works.
         patch.setattr(trio.to_thread, "run_sync", _here_and_now)
         trio.run(scenario, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def on_a_clock_that_jumps(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """An asynchronous test, as `run` runs it."""
+
+    @wraps(test)
+    def started(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(partial(test, *args, **kwargs))
+
+    return started
 
 
 async def _here_and_now(work: Callable[..., T], *arguments: object, **_: object) -> T:

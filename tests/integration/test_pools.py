@@ -8,7 +8,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,7 +36,16 @@ from dicomfs.samba import prepare
 from dicomfs.turns import Urgency
 from dicomfs.workers import Workers
 from tests.made import add, data_set, encoded, header, save
-from tests.presenting import EXAM, QUIET_S, Painters, Shown, run, showing, take, window
+from tests.presenting import (
+    EXAM,
+    QUIET_S,
+    Painters,
+    Shown,
+    on_a_clock_that_jumps,
+    showing,
+    take,
+    window,
+)
 from tests.smb import client
 from tests.support import (
     ROOT,
@@ -53,246 +62,197 @@ from tests.support import (
 # In-process
 
 
-def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_pool_is_decided_once_however_many_ask(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, *range(1, 21))
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
-            for entry in shown.entries() * 3:
-                nursery.start_soon(shown.presenter.contents, entry.inode)
-            await trio.sleep(60)
-            assert shown.painters.decided == 1
-            assert shown.painters.rendered == 20
-            assert len(shown.painters.seen) == 20
-
-    run(scenario)
+    async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
+        for entry in shown.entries() * 3:
+            nursery.start_soon(shown.presenter.contents, entry.inode)
+        await trio.sleep(60)
+        assert shown.painters.decided == 1
+        assert shown.painters.rendered == 20
+        assert len(shown.painters.seen) == 20
 
 
-def test_who_waits_does_not_wait_for_a_decision_in_the_background(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_who_waits_does_not_wait_for_a_decision_in_the_background(
+    tmp_path: Path, writer: Index
+) -> None:
     take(tmp_path, writer, 1, 2)
 
     class Busy(Painters):
         async def decide_pool(
-            self,
-            members: Sequence[Source],
-            policy: str = "auto",
-            *,
-            urgency: Urgency = Urgency.WAITED,
-            asker: Hashable = None,
+            self, members: Sequence[Source], policy: str = "auto", **how: Any
         ) -> PoolWindow:
-            if urgency is not Urgency.WAITED:
+            if how["urgency"] is not Urgency.WAITED:
                 await trio.sleep_forever()
-            return await super().decide_pool(members, policy, asker=asker)
+            return await super().decide_pool(members, policy, **how)
 
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
-            shown.presenter.render_with(cast(Workers, Busy(window(100.0))))
-            first, second = shown.entries()
-            nursery.start_soon(partial(shown.presenter.contents, first.inode, urgency=Urgency.SPARE))
-            await trio.sleep(1)
-            with trio.fail_after(60):
-                assert await shown.presenter.contents(second.inode)
-            nursery.cancel_scope.cancel()
-
-    run(scenario)
+    async with showing(tmp_path) as shown, trio.open_nursery() as nursery:
+        shown.presenter.render_with(cast(Workers, Busy(window(100.0))))
+        first, second = shown.entries()
+        nursery.start_soon(partial(shown.presenter.contents, first.inode, urgency=Urgency.SPARE))
+        await trio.sleep(1)
+        with trio.fail_after(60):
+            assert await shown.presenter.contents(second.inode)
+        nursery.cancel_scope.cancel()
 
 
-def test_who_waits_for_several_pools_of_a_folder_is_one_asker(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_who_waits_for_several_pools_of_a_folder_is_one_asker(tmp_path: Path, writer: Index) -> None:
     """A volume is a pool for each slice: each must not count as somebody new."""
     for number in (1, 2, 3):
         take(tmp_path, writer, number, pool=f"pool {number}")
-
-    class Noting(Painters):
-        async def decide_pool(
-            self,
-            members: Sequence[Source],
-            policy: str = "auto",
-            *,
-            urgency: Urgency = Urgency.WAITED,
-            asker: Hashable = None,
-        ) -> PoolWindow:
-            askers.append(asker)
-            return await super().decide_pool(members, policy, urgency=urgency, asker=asker)
-
-    askers: list[Hashable] = []
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            shown.presenter.render_with(cast(Workers, Noting(window(100.0))))
-            for entry in shown.entries():
-                assert await shown.presenter.contents(entry.inode)
-            assert askers == [EXAM] * 3
-
-    run(scenario)
+    async with showing(tmp_path) as shown:
+        for entry in shown.entries():
+            assert await shown.presenter.contents(entry.inode)
+        assert shown.painters.askers == [EXAM] * 3
 
 
-def test_one_failed_decision_answers_all_who_wait(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_one_failed_decision_answers_all_who_wait(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, *range(1, 21))
     failed = []
+    async with showing(tmp_path) as shown:
+        shown.painters.trouble = RenderFailed("took too long")
 
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            shown.painters.trouble = RenderFailed("took too long")
+        async def ask(entry: Entry) -> None:
+            with pytest.raises(RenderFailed):
+                await shown.presenter.contents(entry.inode)
+            failed.append(entry)
 
-            async def ask(entry: Entry) -> None:
-                with pytest.raises(RenderFailed):
-                    await shown.presenter.contents(entry.inode)
-                failed.append(entry)
+        async with trio.open_nursery() as nursery:
+            for entry in shown.entries():
+                nursery.start_soon(ask, entry)
+        assert shown.painters.decided == 1  # not one time-out after the other
+        assert len(failed) == 20
+        assert shown.renditions.version("1:p", "auto") == 0
+
+
+@on_a_clock_that_jumps
+async def test_grown_pool_is_decided_anew_when_it_is_quiet(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1, 2)
+    async with showing(tmp_path) as shown:
+        (before, _) = shown.entries()
+        old = await shown.presenter.contents(before.inode)
+        size = await shown.presenter.size(before.inode)
+        shown.painters.window = window(200.0)
+        for number in range(3, 9):
+            take(tmp_path, writer, number)
+            await trio.sleep(QUIET_S - 1)
+            assert shown.painters.decided == 1  # it is still growing
+            assert {entry.inode.version for entry in shown.entries()} == {1}
+        await trio.sleep(QUIET_S)
+        assert shown.painters.decided == 2
+        after, *_ = entries = shown.entries()
+        assert {entry.inode.version for entry in entries} == {2}
+        assert sorted(shown.changed) == sorted((EXAM, entry.name) for entry in entries)
+        new = await shown.presenter.contents(after.inode)
+        assert after.modified > before.modified
+        assert new is not None
+        assert b"200.0" in new
+        # Whoever holds the old inode goes on with the old bytes, size and time.
+        assert await shown.presenter.contents(before.inode) == old
+        assert shown.presenter.tree.entry(before.inode) == Entry(
+            before.name, before.inode, False, size, before.modified
+        )
+        await trio.sleep(10 * QUIET_S)
+        assert shown.painters.decided == 2
+
+
+@on_a_clock_that_jumps
+async def test_same_window_again_changes_nothing(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+    async with showing(tmp_path) as shown:
+        (before,) = shown.entries()
+        await shown.presenter.contents(before.inode)
+        take(tmp_path, writer, 2)
+        await trio.sleep(3 * QUIET_S)
+        assert shown.painters.decided == 2
+        assert shown.entries()[0].inode == before.inode
+        assert not shown.changed
+        recorded = shown.renditions.decision("1:p", "auto", 1)
+        assert recorded is not None
+        assert recorded.through == 2
+
+
+@on_a_clock_that_jumps
+async def test_growth_while_no_mount_ran_is_seen_by_the_next(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+    async with showing(tmp_path) as shown:
+        await shown.presenter.contents(shown.entries()[0].inode)
+        await trio.sleep(3 * QUIET_S)
+    take(tmp_path, writer, 2)
+    async with showing(tmp_path, 200.0) as shown:
+        await trio.sleep(3 * QUIET_S)
+        assert shown.painters.decided == 1
+        assert {entry.inode.version for entry in shown.entries()} == {2}
+        await trio.sleep(QUIET_S)
+    async with showing(tmp_path, 300.0) as shown:
+        await trio.sleep(3 * QUIET_S)
+        assert shown.painters.decided == 0  # all of it has been seen
+
+
+@on_a_clock_that_jumps
+async def test_mount_stopped_within_the_quiet_period(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+    async with showing(tmp_path) as shown:
+        await shown.presenter.contents(shown.entries()[0].inode)
+        take(tmp_path, writer, 2)
+        await trio.sleep(1)
+    async with showing(tmp_path, 200.0) as shown:
+        await trio.sleep(3 * QUIET_S)
+        assert {entry.inode.version for entry in shown.entries()} == {2}
+
+
+@on_a_clock_that_jumps
+async def test_two_mounts_agree_on_who_was_first(tmp_path: Path, writer: Index) -> None:
+    take(tmp_path, writer, 1)
+    async with showing(tmp_path, 100.0) as first, showing(tmp_path, 200.0) as second:
+        for turn in range(3):
+            # Two decoders that disagree: the first decision on record counts for both.
+            first.painters.window = window(turn * 1000 + 100)
+            second.painters.window = window(turn * 1000 + 200)
+            take(tmp_path, writer, turn + 2)
+            await trio.sleep(3 * QUIET_S)
+            pictures: list[bytes | None] = []
+
+            async def look(shown: Shown) -> None:
+                pictures.append(await shown.presenter.contents(shown.entries()[0].inode))  # noqa: B023
 
             async with trio.open_nursery() as nursery:
-                for entry in shown.entries():
-                    nursery.start_soon(ask, entry)
-            assert shown.painters.decided == 1  # not one time-out after the other
-            assert len(failed) == 20
-            assert shown.renditions.version("1:p", "auto") == 0
-
-    run(scenario)
-
-
-def test_grown_pool_is_decided_anew_when_it_is_quiet(tmp_path: Path, writer: Index) -> None:
-    take(tmp_path, writer, 1, 2)
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            (before, _) = shown.entries()
-            old = await shown.presenter.contents(before.inode)
-            size = await shown.presenter.size(before.inode)
-            shown.painters.window = window(200.0)
-            for number in range(3, 9):
-                take(tmp_path, writer, number)
-                await trio.sleep(QUIET_S - 1)
-                assert shown.painters.decided == 1  # it is still growing
-                assert {entry.inode.version for entry in shown.entries()} == {1}
-            await trio.sleep(QUIET_S)
-            assert shown.painters.decided == 2
-            after, *_ = entries = shown.entries()
-            assert {entry.inode.version for entry in entries} == {2}
-            assert sorted(shown.changed) == sorted((EXAM, entry.name) for entry in entries)
-            new = await shown.presenter.contents(after.inode)
-            assert after.modified > before.modified
-            assert new is not None
-            assert b"200.0" in new
-            # Whoever holds the old inode goes on with the old bytes, size and time.
-            assert await shown.presenter.contents(before.inode) == old
-            assert shown.presenter.tree.entry(before.inode) == Entry(
-                before.name, before.inode, False, size, before.modified
-            )
-            await trio.sleep(10 * QUIET_S)
-            assert shown.painters.decided == 2
-
-    run(scenario)
+                nursery.start_soon(look, first)
+                nursery.start_soon(look, second)
+            assert pictures[0] == pictures[1]
+            assert first.entries() == second.entries()
+            assert {entry.inode.version for entry in first.entries()} == {turn + 1}
+        # Each kernel was told, whichever of the two decided.
+        assert first.changed == second.changed
+        assert first.changed
 
 
-def test_same_window_again_changes_nothing(tmp_path: Path, writer: Index) -> None:
-    take(tmp_path, writer, 1)
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            (before,) = shown.entries()
-            await shown.presenter.contents(before.inode)
-            take(tmp_path, writer, 2)
-            await trio.sleep(3 * QUIET_S)
-            assert shown.painters.decided == 2
-            assert shown.entries()[0].inode == before.inode
-            assert not shown.changed
-            recorded = shown.renditions.decision("1:p", "auto", 1)
-            assert recorded is not None
-            assert recorded.through == 2
-
-    run(scenario)
-
-
-def test_growth_while_no_mount_ran_is_seen_by_the_next(tmp_path: Path, writer: Index) -> None:
-    take(tmp_path, writer, 1)
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            await shown.presenter.contents(shown.entries()[0].inode)
-            await trio.sleep(3 * QUIET_S)
-        take(tmp_path, writer, 2)
-        async with showing(tmp_path, 200.0) as shown:
-            await trio.sleep(3 * QUIET_S)
-            assert shown.painters.decided == 1
-            assert {entry.inode.version for entry in shown.entries()} == {2}
-            await trio.sleep(QUIET_S)
-        async with showing(tmp_path, 300.0) as shown:
-            await trio.sleep(3 * QUIET_S)
-            assert shown.painters.decided == 0  # all of it has been seen
-
-    run(scenario)
-
-
-def test_mount_stopped_within_the_quiet_period(tmp_path: Path, writer: Index) -> None:
-    take(tmp_path, writer, 1)
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            await shown.presenter.contents(shown.entries()[0].inode)
-            take(tmp_path, writer, 2)
-            await trio.sleep(1)
-        async with showing(tmp_path, 200.0) as shown:
-            await trio.sleep(3 * QUIET_S)
-            assert {entry.inode.version for entry in shown.entries()} == {2}
-
-    run(scenario)
-
-
-def test_two_mounts_agree_on_who_was_first(tmp_path: Path, writer: Index) -> None:
-    take(tmp_path, writer, 1)
-
-    async def scenario() -> None:
-        async with showing(tmp_path, 100.0) as first, showing(tmp_path, 200.0) as second:
-            for turn in range(3):
-                # Two decoders that disagree: the first decision on record counts for both.
-                first.painters.window = window(turn * 1000 + 100)
-                second.painters.window = window(turn * 1000 + 200)
-                take(tmp_path, writer, turn + 2)
-                await trio.sleep(3 * QUIET_S)
-                pictures: list[bytes | None] = []
-
-                async def look(shown: Shown) -> None:
-                    pictures.append(await shown.presenter.contents(shown.entries()[0].inode))  # noqa: B023
-
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(look, first)
-                    nursery.start_soon(look, second)
-                assert pictures[0] == pictures[1]
-                assert first.entries() == second.entries()
-                assert {entry.inode.version for entry in first.entries()} == {turn + 1}
-            # Each kernel was told, whichever of the two decided.
-            assert first.changed == second.changed
-            assert first.changed
-
-    run(scenario)
-
-
-def test_lost_original_does_not_take_the_pool_with_it(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_lost_original_does_not_take_the_pool_with_it(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, 1, 2)
     row = writer.image(1)
     assert row is not None
     Archive(tmp_path).path(row.hash, row.original).unlink()
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            assert await shown.presenter.contents(shown.entries()[1].inode)
-            assert len(shown.painters.seen) == 1
-
-    run(scenario)
+    async with showing(tmp_path) as shown:
+        assert await shown.presenter.contents(shown.entries()[1].inode)
+        assert len(shown.painters.seen) == 1
 
 
-def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_pool_all_of_whose_originals_are_lost_is_not_decided(tmp_path: Path, writer: Index) -> None:
     add(writer, header(pool="p"))
-
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            with pytest.raises(RenderFailed):
-                await shown.presenter.contents(shown.entries()[0].inode)
-            assert shown.renditions.version("1:p", "auto") == 0
-
-    run(scenario)
+    async with showing(tmp_path) as shown:
+        with pytest.raises(RenderFailed):
+            await shown.presenter.contents(shown.entries()[0].inode)
+        assert shown.renditions.version("1:p", "auto") == 0
 
 
-def test_original_that_the_disk_does_not_give_counts_as_lost(
+@on_a_clock_that_jumps
+async def test_original_that_the_disk_does_not_give_counts_as_lost(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
 ) -> None:
     take(tmp_path, writer, 1, 2, 3)
@@ -309,48 +269,44 @@ def test_original_that_the_disk_does_not_give_counts_as_lost(
         assert row is not None
         return Archive(tmp_path).path(row.hash, row.original).name
 
-    async def scenario() -> None:
-        async with showing(tmp_path) as shown:
-            monkeypatch.setattr(os, "stat", failing_stat)
-            failing.append(archived(1))
-            assert await shown.presenter.contents(shown.entries()[1].inode)
-            assert len(shown.painters.seen) == 2
-            # While nothing can be had at all, what follows the index in the background goes on trying.
-            shown.painters.window = window(200.0)
-            take(tmp_path, writer, 4)
-            failing.extend(map(archived, (2, 3, 4)))
-            await trio.sleep(5 * QUIET_S)
-            assert {entry.inode.version for entry in shown.entries()} == {1}
-            assert expected_warnings
-            failing.clear()
-            await trio.sleep(3 * QUIET_S)
-            assert {entry.inode.version for entry in shown.entries()} == {2}
-            assert len(shown.painters.seen) == 4
-
-    run(scenario)
+    async with showing(tmp_path) as shown:
+        monkeypatch.setattr(os, "stat", failing_stat)
+        failing.append(archived(1))
+        assert await shown.presenter.contents(shown.entries()[1].inode)
+        assert len(shown.painters.seen) == 2
+        # While nothing can be had at all, what follows the index in the background goes on trying.
+        shown.painters.window = window(200.0)
+        take(tmp_path, writer, 4)
+        failing.extend(map(archived, (2, 3, 4)))
+        await trio.sleep(5 * QUIET_S)
+        assert {entry.inode.version for entry in shown.entries()} == {1}
+        assert expected_warnings
+        failing.clear()
+        await trio.sleep(3 * QUIET_S)
+        assert {entry.inode.version for entry in shown.entries()} == {2}
+        assert len(shown.painters.seen) == 4
 
 
 # Rendering ahead
 
 
-def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, writer: Index) -> None:
-    async def scenario() -> None:
-        async with showing(tmp_path, warm=True, processes=3) as shown:
-            take(tmp_path, writer, *range(1, 11), pool="")
-            await trio.sleep(2)
-            assert shown.painters.rendered == 10
-            assert shown.painters.most == 2  # one process is left to people
-            assert None not in [entry.size for entry in shown.entries()]
-            take(tmp_path, writer, *range(11, 21))  # a pool, that is decided when all of it is there
-            await trio.sleep(3 * QUIET_S)
-            assert shown.painters.rendered == 20
-            assert shown.painters.decided == 1
-            assert None not in [entry.size for entry in shown.entries()]
-
-    run(scenario)
+@on_a_clock_that_jumps
+async def test_new_images_are_rendered_ahead_by_as_many_as_there_are(tmp_path: Path, writer: Index) -> None:
+    async with showing(tmp_path, warm=True, processes=3) as shown:
+        take(tmp_path, writer, *range(1, 11), pool="")
+        await trio.sleep(2)
+        assert shown.painters.rendered == 10
+        assert shown.painters.most == 2  # one process is left to people
+        assert None not in [entry.size for entry in shown.entries()]
+        take(tmp_path, writer, *range(11, 21))  # a pool, that is decided when all of it is there
+        await trio.sleep(3 * QUIET_S)
+        assert shown.painters.rendered == 20
+        assert shown.painters.decided == 1
+        assert None not in [entry.size for entry in shown.entries()]
 
 
-def test_trouble_with_the_store_does_not_end_the_mount(
+@on_a_clock_that_jumps
+async def test_trouble_with_the_store_does_not_end_the_mount(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
 ) -> None:
     take(tmp_path, writer, 1)
@@ -358,60 +314,55 @@ def test_trouble_with_the_store_does_not_end_the_mount(
     def locked(*_: object) -> None:
         raise StoreUnavailable("locked")
 
-    async def scenario() -> None:
-        async with showing(tmp_path, warm=True) as shown:
-            await shown.presenter.contents(shown.entries()[0].inode)
-            for kind, name in (
-                (Index, "data_version"),
-                (Index, "arrivals"),
-                (Index, "image"),
-                (Index, "pool_through"),
-                (Renditions, "size"),
-                (Renditions, "versions"),
-                (Renditions, "note_followed"),
-            ):
-                before = len(writer.arrivals(0, 1000))
-                with monkeypatch.context() as broken:
-                    take(tmp_path, writer, 2 * before, pool="")
-                    take(tmp_path, writer, 2 * before + 1)
-                    broken.setattr(kind, name, locked)
-                    await trio.sleep(3 * QUIET_S)
+    async with showing(tmp_path, warm=True) as shown:
+        await shown.presenter.contents(shown.entries()[0].inode)
+        for kind, name in (
+            (Index, "data_version"),
+            (Index, "arrivals"),
+            (Index, "image"),
+            (Index, "pool_through"),
+            (Renditions, "size"),
+            (Renditions, "versions"),
+            (Renditions, "note_followed"),
+        ):
+            before = len(writer.arrivals(0, 1000))
+            with monkeypatch.context() as broken:
+                take(tmp_path, writer, 2 * before, pool="")
+                take(tmp_path, writer, 2 * before + 1)
+                broken.setattr(kind, name, locked)
                 await trio.sleep(3 * QUIET_S)
-                # Nothing that came meanwhile is missed.
-                assert shown.renditions.followed("auto") == writer.last_sequence()
-                recorded = shown.renditions.decision("1:p", "auto", 1)
-                assert recorded is not None
-                assert recorded.through == writer.last_sequence()
-            # One line for each trouble, not one for each look.
-            assert len(expected_warnings) < 30
-
-    run(scenario)
+            await trio.sleep(3 * QUIET_S)
+            # Nothing that came meanwhile is missed.
+            assert shown.renditions.followed("auto") == writer.last_sequence()
+            recorded = shown.renditions.decision("1:p", "auto", 1)
+            assert recorded is not None
+            assert recorded.through == writer.last_sequence()
+        # One line for each trouble, not one for each look.
+        assert len(expected_warnings) < 30
 
 
 # Sizes
 
 
-def test_render_of_another_length_fails_once_and_announces_anew(tmp_path: Path, writer: Index) -> None:
+@on_a_clock_that_jumps
+async def test_render_of_another_length_fails_once_and_announces_anew(tmp_path: Path, writer: Index) -> None:
     take(tmp_path, writer, 1, pool="")
-
-    async def scenario() -> None:
-        async with showing(tmp_path, follow=False) as shown:
-            (entry,) = shown.entries()
-            told = await shown.presenter.size(entry.inode)
-        async with showing(tmp_path, follow=False) as shown:
-            shown.painters.extra = b"more"
-            assert await shown.presenter.size(entry.inode) == told
-            with pytest.raises(RenderFailed, match="announced anew"):
-                await shown.presenter.contents(entry.inode)
-            new = await shown.presenter.size(entry.inode)
-            data = await shown.presenter.contents(entry.inode)
-            assert data is not None
-            assert len(data) == new != told
-
-    run(scenario)
+    async with showing(tmp_path, follow=False) as shown:
+        (entry,) = shown.entries()
+        told = await shown.presenter.size(entry.inode)
+    async with showing(tmp_path, follow=False) as shown:
+        shown.painters.extra = b"more"
+        assert await shown.presenter.size(entry.inode) == told
+        with pytest.raises(RenderFailed, match="announced anew"):
+            await shown.presenter.contents(entry.inode)
+        new = await shown.presenter.size(entry.inode)
+        data = await shown.presenter.contents(entry.inode)
+        assert data is not None
+        assert len(data) == new != told
 
 
-def test_listing_under_way_forgets_old_versions(
+@on_a_clock_that_jumps
+async def test_listing_under_way_forgets_old_versions(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(tmp_path, writer, *range(1, 8))
@@ -426,48 +377,39 @@ def test_listing_under_way_forgets_old_versions(
         return True
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    async with showing(tmp_path, follow=False) as shown:
+        forgotten: list[bytes] = []
+        publisher = Publisher(
+            tmp_path,
+            shown.presenter.tree,
+            shown.index,
+            lambda _, name: forgotten.append(name),
+            live=False,
+        )
+        door = Door(shown.presenter, publisher, uid=0, gid=0, umask=0)
+        nobody = cast("pyfuse3.RequestContext", None)
+        handle = await door.opendir(pyfuse3.InodeT(EXAM.number), nobody)
 
-    async def scenario() -> None:
-        async with showing(tmp_path, follow=False) as shown:
-            forgotten: list[bytes] = []
-            publisher = Publisher(
-                tmp_path,
-                shown.presenter.tree,
-                shown.index,
-                lambda _, name: forgotten.append(name),
-                live=False,
-            )
-            door = Door(shown.presenter, publisher, uid=0, gid=0, umask=0)
-            nobody = cast("pyfuse3.RequestContext", None)
-            handle = await door.opendir(pyfuse3.InodeT(EXAM.number), nobody)
+        async def read(start: int, room: int) -> int:
+            token = [room]
+            await door.readdir(handle, start, cast("pyfuse3.ReaddirToken", token))
+            return token[-1]
 
-            async def read(start: int, room: int) -> int:
-                token = [room]
-                await door.readdir(handle, start, cast("pyfuse3.ReaddirToken", token))
-                return token[-1]
-
-            cookie = await read(0, 3)
-            for version in (1, 2):
-                shown.renditions.decide("1:p", "auto", Decision(version, 7, window(version)))
-            await publisher.changed([(EXAM, entry.name) for entry in shown.entries()])
-            assert forgotten == [entry.name.encode() for entry in shown.entries()]
-            await read(cookie, 100)
-        versions = [inode.version for _, number in replied if (inode := Inode.of(number))]
-        assert versions == [1, 1, 1, 2, 2, 2, 2]
-        assert len({name for name, _ in replied}) == 7
-
-    run(scenario)
+        cookie = await read(0, 3)
+        for version in (1, 2):
+            shown.renditions.decide("1:p", "auto", Decision(version, 7, window(version)))
+        await publisher.changed([(EXAM, entry.name) for entry in shown.entries()])
+        assert forgotten == [entry.name.encode() for entry in shown.entries()]
+        await read(cookie, 100)
+    versions = [inode.version for _, number in replied if (inode := Inode.of(number))]
+    assert versions == [1, 1, 1, 2, 2, 2, 2]
+    assert len({name for name, _ in replied}) == 7
 
 
 # Through the kernel
 
 
-def slice_of_cine(folder: Path, number: int, brightness: int) -> Path:
-    noise = np.random.default_rng(number).integers(0, brightness, (96, 80), np.uint16)
-    return save(
-        folder / f"{number}.dcm",
-        data_set(SOPInstanceUID=f"2.25.5{number}", InstanceNumber=number, pixels=noise),
-    )
+NAME = "Doe Jane/2024-01-31/cine_5_1.jpg"
 
 
 @contextlib.contextmanager
@@ -478,16 +420,32 @@ def mount(store: Path, point: Path) -> Iterator[None]:
         yield
 
 
-def bring_in(store: Path, *files: Path) -> None:
-    subprocess.run(
-        command_line("import", "--store", store, *files), check=True, capture_output=True, cwd=ROOT
-    )
+def bring_in(store: Path, numbers: Sequence[int], brightness: int) -> None:
+    """Import phases of a slice, by the real command."""
+    files = []
+    for number in numbers:
+        noise = np.random.default_rng(number).integers(0, brightness, (96, 80), np.uint16)
+        ds = data_set(SOPInstanceUID=f"2.25.5{number}", InstanceNumber=number, pixels=noise)
+        files.append(save(store.with_name(f"{number}.dcm"), ds))
+    argv = command_line("import", "--store", store, *files)
+    subprocess.run(argv, check=True, capture_output=True, cwd=ROOT)
 
 
-def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with two phases of a slice; the first is `NAME`."""
     require_fuse()
-    store, points = tmp_path / "store", [tmp_path / "mnt1", tmp_path / "mnt2"]
-    bring_in(store, *(slice_of_cine(tmp_path, number, 500) for number in (1, 2)))
+    bring_in(tmp_path / "store", (1, 2), 500)
+    return tmp_path / "store"
+
+
+def grow(store: Path) -> None:
+    """More phases, so much brighter that another window suits them all."""
+    bring_in(store, range(3, 9), 4000)
+
+
+def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path, store: Path) -> None:
+    points = [tmp_path / "mnt1", tmp_path / "mnt2"]
     stop = threading.Event()
     trouble: list[str] = []
     reads: set[tuple[int, int]] = set()
@@ -505,7 +463,7 @@ def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
                 trouble.append(str(error))
 
     with mount(store, points[0]), mount(store, points[1]):
-        names = [point / "Doe Jane" / "2024-01-31" / "cine_5_1.jpg" for point in points]
+        names = [point / NAME for point in points]
         old = names[0].read_bytes()
         assert names[1].read_bytes() == old
         before = names[0].stat()
@@ -515,7 +473,7 @@ def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
             for reader in readers:
                 reader.start()
             try:
-                bring_in(store, *(slice_of_cine(tmp_path, number, 4000) for number in range(3, 9)))
+                grow(store)
                 for name in names:
                     wait_until(lambda name=name: name.stat().st_ino != before.st_ino, "a new inode", 40)  # type: ignore[misc]
             finally:
@@ -547,13 +505,10 @@ def test_pool_grows_under_readers_of_two_mounts(tmp_path: Path) -> None:
         assert len(dict(reads)) == len(reads) == 2  # each inode has one size, and both were seen
 
 
-def test_pool_grows_under_a_client_of_smb(tmp_path: Path) -> None:
+def test_pool_grows_under_a_client_of_smb(tmp_path: Path, store: Path) -> None:
     """What a client has open goes on as it was; what it opens then is whole, and of the size it is told."""
-    require_fuse()
     require("smbd")
-    store, point = tmp_path / "store", tmp_path / "mnt"
-    bring_in(store, *(slice_of_cine(tmp_path, number, 500) for number in (1, 2)))
-    name = "Doe Jane/2024-01-31/cine_5_1.jpg"
+    point = tmp_path / "mnt"
     with TemporaryDirectory(prefix="dicomfs-test-") as folder, mount(store, point):
         smbd = prepare(Path(folder, "smb"), point, free_port())
         serving = lambda: connects(smbd.port)  # noqa: E731  a def would say no more
@@ -561,32 +516,28 @@ def test_pool_grows_under_a_client_of_smb(tmp_path: Path) -> None:
             running(smbd.argv, Path(folder, "log"), serving, "smbd", env=smbd.env),
             client(smbd.port, smbd.share_name) as smb,
         ):
-            old = smb.whole(name)
-            inode = (point / name).stat().st_ino
-            assert old == (point / name).read_bytes()
-            with smb.open(name) as held:
+            old = smb.whole(NAME)
+            inode = (point / NAME).stat().st_ino
+            assert old == (point / NAME).read_bytes()
+            with smb.open(NAME) as held:
                 assert held.size == len(old)
                 first = held.read(0, 100)
-                bring_in(store, *(slice_of_cine(tmp_path, number, 4000) for number in range(3, 9)))
-                wait_until(lambda: (point / name).stat().st_ino != inode, "a new inode", 40)
+                grow(store)
+                wait_until(lambda: (point / NAME).stat().st_ino != inode, "a new inode", 40)
                 assert first + held.read(100, held.size) == old
                 # The same client, by the same name, while the old one is still open.
-                wait_until(lambda: smb.whole(name) != old, "the new bytes over SMB")
+                wait_until(lambda: smb.whole(NAME) != old, "the new bytes over SMB")
                 assert held.read(0, held.size) == old
-            for path in sorted((point / name).parent.iterdir()):
+            for path in sorted((point / NAME).parent.iterdir()):
                 with smb.open(str(path.relative_to(point))) as file:
                     assert file.read(0, file.size) == path.read_bytes()
                     assert file.size == path.stat().st_size
 
 
-def test_newest_version_takes_the_place_of_what_a_mount_shows(tmp_path: Path) -> None:
+def test_newest_version_takes_the_place_of_what_a_mount_shows(tmp_path: Path, store: Path) -> None:
     """Under `duplicates=newest`: same name, another inode, a later time; who has it open keeps the former."""
-    require_fuse()
-    store, point = tmp_path / "store", tmp_path / "mnt"
-    (tmp_path / "again").mkdir()
-    bring_in(store, slice_of_cine(tmp_path, 1, 500), slice_of_cine(tmp_path, 2, 500))
-    with mount(store, point):
-        name = point / "Doe Jane" / "2024-01-31" / "cine_5_1.jpg"
+    with mount(store, tmp_path / "mnt"):
+        name = tmp_path / "mnt" / NAME
         old, before = name.read_bytes(), name.stat()
         with name.open("rb") as held, Ingest.open(store, Duplicates.NEWEST) as ingest:
             ds = data_set(
