@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,7 @@ from dicomfs.inode import Inode
 from dicomfs.publish import Publisher
 from dicomfs.renditions import Decision
 from tests.made import add_at_once, header
-from tests.presenting import EXAM, Shown, run, showing, take, window
+from tests.presenting import EXAM, Shown, on_a_clock_that_jumps, showing, take, window
 
 _MANY = 1700
 """More than is kept of an open folder behind the one who lists it."""
@@ -97,16 +97,6 @@ async def _opened(folder: Path, patch: pytest.MonkeyPatch) -> AsyncIterator[_Fol
         yield it
 
 
-def _with_open(
-    folder: Path, patch: pytest.MonkeyPatch, scenario: Callable[[_Folder], Awaitable[None]]
-) -> None:
-    async def opened() -> None:
-        async with _opened(folder, patch) as it:
-            await scenario(it)
-
-    run(opened)
-
-
 def _fill(writer: Index, count: int) -> None:
     images: list[dict[str, Any]] = [
         {"sop_instance_uid": f"2.25.9{n}", "instance_number": n, "pool": ""} for n in range(1, count + 1)
@@ -125,13 +115,13 @@ def _know_sizes(shown: Shown) -> None:
         shown.renditions.announce(picture.key, 100 + picture.key.original, "")
 
 
-def test_any_place_can_be_gone_back_to(
+@on_a_clock_that_jumps
+async def test_any_place_can_be_gone_back_to(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, _MANY)
     chance = random.Random(7)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         whole = await it.all_of_it()
         assert len(set(whole.names)) == _MANY
         assert whole.names == [entry.name for entry in it.shown.entries()]
@@ -143,16 +133,14 @@ def test_any_place_can_be_gone_back_to(
             assert part.names == whole.names[place : place + len(part.names)]
             assert part.names
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_who_goes_back_a_little_costs_the_index_nothing(
+@on_a_clock_that_jumps
+async def test_who_goes_back_a_little_costs_the_index_nothing(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # smbd takes 749 names, gives 455 of them to its client, and next time goes on from there.
     _fill(writer, _MANY)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         it.fetched.clear()
         start, names = 0, []
@@ -163,15 +151,13 @@ def test_who_goes_back_a_little_costs_the_index_nothing(
         pages = [after for after in it.fetched if after < part.cookies[-1]] if part.cookies else it.fetched
         assert len(pages) == len(set(pages))
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_an_unchanged_folder_is_not_fetched_again(
+@on_a_clock_that_jumps
+async def test_an_unchanged_folder_is_not_fetched_again(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, _MANY)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         first = await it.all_of_it()
         it.fetched.clear()
@@ -182,42 +168,38 @@ def test_an_unchanged_folder_is_not_fetched_again(
         assert len(second.names) == _MANY
         assert min(second.sizes) > 100
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_unknown_sizes_are_asked_for_again(
+@on_a_clock_that_jumps
+async def test_unknown_sizes_are_asked_for_again(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, 3)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         assert (await it.all_of_it()).sizes == [0, 0, 0]
         _know_sizes(it.shown)
         await it.open_again()
         assert (await it.all_of_it()).sizes == [101, 102, 103]
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_what_comes_in_is_listed(tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+@on_a_clock_that_jumps
+async def test_what_comes_in_is_listed(
+    tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _fill(writer, 3)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         assert len((await it.all_of_it()).names) == 3
         add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
         await it.open_again()
         assert (await it.all_of_it()).names == _names(4)
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_what_is_published_later_is_listed_then(
+@on_a_clock_that_jumps
+async def test_what_is_published_later_is_listed_then(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, 4)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         gate = type(it.shown.presenter.tree.gate)(3)
         it.shown.presenter.tree.gate = gate
@@ -226,15 +208,13 @@ def test_what_is_published_later_is_listed_then(
         await it.open_again()
         assert (await it.all_of_it()).names == _names(4)
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_a_size_that_is_announced_anew_is_listed(
+@on_a_clock_that_jumps
+async def test_a_size_that_is_announced_anew_is_listed(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(tmp_path, writer, 1, pool="")
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         (entry,) = it.shown.entries()
         told = await it.shown.presenter.size(entry.inode)
         assert (await it.all_of_it()).sizes == [told]
@@ -244,15 +224,13 @@ def test_a_size_that_is_announced_anew_is_listed(
         await it.open_again()
         assert (await it.all_of_it()).sizes == [77]
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
+@on_a_clock_that_jumps
+async def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, 9)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         part = await it.read(0, 5)
         assert part.sizes == [101, 102, 103, 104, 105]
@@ -263,45 +241,39 @@ def test_a_size_that_is_announced_anew_is_handed_out_to_who_is_listing(
         rest = await it.all_of_it(part.cookies[1])  # back a little
         assert rest.sizes == [103, 77, 77, 77, 77, 108, 109]
 
-    _with_open(tmp_path, monkeypatch, scenario)
-
 
 @pytest.mark.parametrize("back_to", [0, 2])
-def test_sizes_that_have_become_known_are_handed_out_to_who_goes_back(
+@on_a_clock_that_jumps
+async def test_sizes_that_have_become_known_are_handed_out_to_who_goes_back(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, back_to: int
 ) -> None:
     _fill(writer, 5)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         part = await it.read(0, 4)
         assert part.sizes == [0, 0, 0, 0]
         _know_sizes(it.shown)
         start = part.cookies[back_to - 1] if back_to else 0
         assert (await it.all_of_it(start)).sizes == [101, 102, 103, 104, 105][back_to:]
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_what_is_listed_from_the_start_again_is_as_it_is_now(
+@on_a_clock_that_jumps
+async def test_what_is_listed_from_the_start_again_is_as_it_is_now(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, 3)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         _know_sizes(it.shown)
         await it.read(0, 2)
         add_at_once(writer, [header(sop_instance_uid="2.25.94", instance_number=4, pool="")])
         assert (await it.all_of_it()).names == _names(4)  # as after rewinddir
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_what_is_kept_of_open_folders_is_bounded(
+@on_a_clock_that_jumps
+async def test_what_is_kept_of_open_folders_is_bounded(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, 20)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         cookies = {}
         for _ in range(100):
             await it.open_again()
@@ -312,15 +284,13 @@ def test_what_is_kept_of_open_folders_is_bounded(
             it.handle = fh
             assert (await it.all_of_it(cookie)).names == _names(20)[10:]
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_a_pool_that_is_decided_anew_shows_other_inodes(
+@on_a_clock_that_jumps
+async def test_a_pool_that_is_decided_anew_shows_other_inodes(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(tmp_path, writer, 1, 2)
-
-    async def scenario(it: _Folder) -> None:
+    async with _opened(tmp_path, monkeypatch) as it:
         for size, version in ((5, 1), (6, 2)):
             it.shown.renditions.decide("1:p", "auto", Decision(version, 2, window(version)))
             for entry in it.shown.entries():
@@ -331,97 +301,83 @@ def test_a_pool_that_is_decided_anew_shows_other_inodes(
             await it.open_again()
             assert (await it.all_of_it()).sizes == [size, size]
 
-    _with_open(tmp_path, monkeypatch, scenario)
 
-
-def test_the_next_page_is_fetched_while_nobody_waits(
+@on_a_clock_that_jumps
+async def test_the_next_page_is_fetched_while_nobody_waits(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, _MANY)
-
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.folders.read_ahead)
-            part = await it.read(0, 749)
-            assert 0 < len(part.names) < 749  # what is there, rather than wait for more
-            start = part.cookies[-1]
-            while part.names:
-                await trio.sleep(1)
-                it.fetched.clear()
-                part = await it.read(start, 749)
-                assert it.fetched == []
-                start = part.cookies[-1] if part.names else start
-            nursery.cancel_scope.cancel()
-
-    run(scenario)
+    async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(it.door.folders.read_ahead)
+        part = await it.read(0, 749)
+        assert 0 < len(part.names) < 749  # what is there, rather than wait for more
+        start = part.cookies[-1]
+        while part.names:
+            await trio.sleep(1)
+            it.fetched.clear()
+            part = await it.read(start, 749)
+            assert it.fetched == []
+            start = part.cookies[-1] if part.names else start
+        nursery.cancel_scope.cancel()
 
 
-def test_trouble_while_nobody_waits_is_told_to_who_goes_on(
+@on_a_clock_that_jumps
+async def test_trouble_while_nobody_waits_is_told_to_who_goes_on(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch, expected_warnings: list[logging.LogRecord]
 ) -> None:
     _fill(writer, _MANY)
+    async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(it.door.folders.read_ahead)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.folders.read_ahead)
+        def broken(*_: object) -> Iterator[Listed]:
+            raise StoreUnavailable("the disk has gone")
 
-            def broken(*_: object) -> Iterator[Listed]:
-                raise StoreUnavailable("the disk has gone")
-
-            with monkeypatch.context() as trouble:
-                part = await it.read(0, 749)
-                trouble.setattr(it.shown.presenter.tree, "listing", broken)
-                await trio.sleep(1)
-                with pytest.raises(pyfuse3.FUSEError):
-                    await it.read(part.cookies[-1])
-            assert "the disk has gone" in expected_warnings[0].getMessage()
-            rest = await it.all_of_it(part.cookies[-1])
-            assert len(part.names) + len(rest.names) == _MANY
-            nursery.cancel_scope.cancel()
-
-    run(scenario)
+        with monkeypatch.context() as trouble:
+            part = await it.read(0, 749)
+            trouble.setattr(it.shown.presenter.tree, "listing", broken)
+            await trio.sleep(1)
+            with pytest.raises(pyfuse3.FUSEError):
+                await it.read(part.cookies[-1])
+        assert "the disk has gone" in expected_warnings[0].getMessage()
+        rest = await it.all_of_it(part.cookies[-1])
+        assert len(part.names) + len(rest.names) == _MANY
+        nursery.cancel_scope.cancel()
 
 
-def test_a_bug_while_nobody_waits_does_not_end_the_mount(
+@on_a_clock_that_jumps
+async def test_a_bug_while_nobody_waits_does_not_end_the_mount(
     tmp_path: Path,
     writer: Index,
     monkeypatch: pytest.MonkeyPatch,
     expected_warnings: list[logging.LogRecord],
 ) -> None:
     _fill(writer, _MANY)
+    async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
+        nursery.start_soon(it.door.folders.read_ahead)
 
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            nursery.start_soon(it.door.folders.read_ahead)
+        def broken(*_: object) -> Iterator[Listed]:
+            raise ZeroDivisionError
 
-            def broken(*_: object) -> Iterator[Listed]:
-                raise ZeroDivisionError
-
-            part = await it.read(0, 749)
-            with monkeypatch.context() as trouble:
-                trouble.setattr(it.shown.presenter.tree, "listing", broken)
-                await trio.sleep(1)
-            assert expected_warnings[0].exc_info
-            rest = await it.all_of_it(part.cookies[-1])
-            assert len(part.names) + len(rest.names) == _MANY
-            nursery.cancel_scope.cancel()
-
-    run(scenario)
+        part = await it.read(0, 749)
+        with monkeypatch.context() as trouble:
+            trouble.setattr(it.shown.presenter.tree, "listing", broken)
+            await trio.sleep(1)
+        assert expected_warnings[0].exc_info
+        rest = await it.all_of_it(part.cookies[-1])
+        assert len(part.names) + len(rest.names) == _MANY
+        nursery.cancel_scope.cancel()
 
 
-def test_a_folder_that_is_closed_is_not_fetched(
+@on_a_clock_that_jumps
+async def test_a_folder_that_is_closed_is_not_fetched(
     tmp_path: Path, writer: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _fill(writer, _MANY)
-
-    async def scenario() -> None:
-        async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
-            await it.read(0, 10)
-            await it.door.releasedir(it.handle)
-            it.fetched.clear()
-            nursery.start_soon(it.door.folders.read_ahead)
-            await trio.sleep(1)
-            assert it.fetched == []
-            nursery.cancel_scope.cancel()
-
-    run(scenario)
+    async with _opened(tmp_path, monkeypatch) as it, trio.open_nursery() as nursery:
+        await it.read(0, 10)
+        await it.door.releasedir(it.handle)
+        it.fetched.clear()
+        nursery.start_soon(it.door.folders.read_ahead)
+        await trio.sleep(1)
+        assert it.fetched == []
+        nursery.cancel_scope.cancel()
