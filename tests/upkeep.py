@@ -10,7 +10,8 @@ from typing import Final
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicomfs.archive import DATA_SET_OFFSET, digest_and_sequence, file_meta, parse_file_meta
-from dicomfs.model import Receipt
+from dicomfs.ingest import Ingest
+from dicomfs.model import Duplicates, Receipt
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
 
 RECEIPT: Final = Receipt(ExplicitVRLittleEndian, RECEIVED, "SCANNER", "DICOMFS")
@@ -19,6 +20,13 @@ RECEIPT: Final = Receipt(ExplicitVRLittleEndian, RECEIVED, "SCANNER", "DICOMFS")
 def image(number: int, **changes: object) -> bytes:
     """An encoded data set; the same number is the same SOP instance, 2.25.500 and that."""
     return encoded(data_set(SOPInstanceUID=f"2.25.{500 + number}", InstanceNumber=number, **changes))
+
+
+def fill(store: Path, *images: int | bytes, policy: Duplicates = Duplicates.KEEP_FIRST) -> None:
+    """Receive images by their numbers, or other contents, one after the other."""
+    with Ingest.open(store, policy) as ingest:
+        for one in images:
+            ingest.receive([image(one) if isinstance(one, int) else one], RECEIPT)
 
 
 def digest_of(content: bytes) -> str:
@@ -30,6 +38,11 @@ def path_of(store: Path, content: bytes, number: int) -> Path:
     """Where the original of a content and a receipt sequence number lies."""
     digest = digest_of(content)
     return store / "archive" / digest[:2] / f"{digest}-{number}.dcm"
+
+
+def original(store: Path, number: int) -> Path:
+    """Where the original of `image(number)` lies, if that was the number of its receipt, too."""
+    return path_of(store, image(number), number)
 
 
 def leave_behind(store: Path, content: bytes, number: int, received: float = RECEIVED) -> Path:
@@ -45,6 +58,12 @@ def overwrite(path: Path, at: int, new: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)
         file.write(new)
+
+
+def lose_index(store: Path) -> None:
+    """The archive alone is left of it."""
+    for path in store.glob("index.sqlite3*"):
+        path.unlink()
 
 
 def execute(store: Path, *statements: str) -> None:

@@ -30,8 +30,11 @@ from tests.upkeep import (
     RECEIPT,
     digest_of,
     execute,
+    fill,
     image,
     leave_behind,
+    lose_index,
+    original,
     overwrite,
     path_of,
     read_archived_meta,
@@ -74,12 +77,6 @@ def without_identity(found: dict[str, list[tuple[Any, ...]]]) -> dict[str, list[
         **found,
         "about": [row for row in found["about"] if row[0] not in ("store_id", "created")],
     }
-
-
-def fill(store: Path, *contents: bytes, policy: Duplicates = Duplicates.KEEP_FIRST) -> None:
-    with Ingest.open(store, policy) as ingest:
-        for content in contents:
-            ingest.receive([content], RECEIPT)
 
 
 def kinds(report: Report) -> list[tuple[Kind, int | None]]:
@@ -163,16 +160,16 @@ def test_all_rows_and_names_are_as_before(tmp_path: Path, seed: int) -> None:
 
 
 def test_receiving_goes_on_with_higher_numbers(tmp_path: Path) -> None:
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     execute(tmp_path, "UPDATE counter SET last_sequence = 10")
     reindex(tmp_path)
-    fill(tmp_path, image(3))
+    fill(tmp_path, 3)
     assert [row[0] for row in rows(tmp_path)["originals"]] == [1, 2, 11]
 
 
 def test_all_that_gets_a_row_is_durable_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A receiver that was killed may have named a file and not synced it: its next sender is told 0000."""
-    fill(tmp_path, image(1))
+    fill(tmp_path, 1)
     steps: list[str] = []
     rename = Path.replace
 
@@ -192,7 +189,7 @@ def test_a_name_that_was_removed_goes_to_nobody_else(tmp_path: Path) -> None:
     fill(tmp_path, image(1), other)
     delete = "DELETE FROM {} WHERE id = 1".format
     execute(tmp_path, *map(delete, ("instances", "series", "exams", "patients", "identities", "originals")))
-    path_of(tmp_path, image(1), 1).unlink()
+    original(tmp_path, 1).unlink()
     before = rows(tmp_path)
     assert len(before["retired"]) == 5  # a patient has two names, one of them made of the ID
     assert reindex(tmp_path).findings == ()
@@ -200,9 +197,9 @@ def test_a_name_that_was_removed_goes_to_nobody_else(tmp_path: Path) -> None:
 
 
 def test_repaired_originals_keep_their_first_receipt(tmp_path: Path) -> None:
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     before = rows(tmp_path)
-    path_of(tmp_path, image(1), 1).unlink()
+    original(tmp_path, 1).unlink()
     with Ingest.open(tmp_path) as ingest:
         later = replace(RECEIPT, received=RECEIVED + 99, source_ae="LATER")
         assert ingest.receive([image(1)], later).stored is Stored.REPAIRED
@@ -329,7 +326,7 @@ def test_renditions_stay_only_if_all_that_they_are_about_is_the_same(tmp_path: P
             renditions.close()
             index.close()
 
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     index = Index(tmp_path / "index.sqlite3")
     renditions = Renditions(tmp_path / "renditions.sqlite3", index.store_id)
     renditions.announce(Key("recipe", 1, 0, 0), 4711, "")
@@ -347,7 +344,7 @@ def test_renditions_stay_only_if_all_that_they_are_about_is_the_same(tmp_path: P
 
 def test_what_the_former_index_never_knew_comes_last(tmp_path: Path) -> None:
     """Else a file that nobody acknowledged would take the name of one that people have seen."""
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     leave_behind(tmp_path, image(9, SeriesInstanceUID="2.25.7"), 3)
     fill(tmp_path, image(3, SeriesInstanceUID="2.25.8"))  # has got the number 3, and the series its name
     leave_behind(tmp_path, image(8), 2)
@@ -367,10 +364,9 @@ def test_what_the_former_index_never_knew_comes_last(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("later", [1, -1])
 def test_of_two_with_one_number_the_later_keeps_it_if_nobody_knows_better(tmp_path: Path, later: int) -> None:
-    fill(tmp_path, image(1), image(2), image(3))
+    fill(tmp_path, 1, 2, 3)
     leave_behind(tmp_path, image(9), 2, RECEIVED + later)
-    for path in tmp_path.glob("index.sqlite3*"):
-        path.unlink()
+    lose_index(tmp_path)
     report = reindex(tmp_path)
     assert kinds(report) == [(Kind.ORPHANED, 4)]
     number = {row[2].hex(): row[0] for row in rows(tmp_path)["originals"]}
@@ -381,7 +377,7 @@ def test_of_two_with_one_number_the_later_keeps_it_if_nobody_knows_better(tmp_pa
 
 def test_a_content_under_two_numbers_keeps_that_of_the_former_index(tmp_path: Path) -> None:
     """A crash, then the same was sent again."""
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     lower, higher = leave_behind(tmp_path, image(2), 1), leave_behind(tmp_path, image(2), 9)
     before = rows(tmp_path)
     report = reindex(tmp_path)
@@ -400,10 +396,9 @@ def test_a_content_under_two_numbers_keeps_that_of_the_former_index(tmp_path: Pa
 @pytest.mark.parametrize("contested", [False, True])
 def test_a_content_under_two_numbers_without_a_former_index(tmp_path: Path, contested: bool) -> None:
     """The lowest; but a number that was given again belongs to whom it was given."""
-    fill(tmp_path, *(image(number) for number in range(1, 4)))
+    fill(tmp_path, 1, 2, 3)
     leave_behind(tmp_path, image(3), 2 if contested else 9, RECEIVED - 1)
-    for path in tmp_path.glob("index.sqlite3*"):
-        path.unlink()
+    lose_index(tmp_path)
     assert kinds(reindex(tmp_path)) == [(Kind.ORPHANED, None)]
     found = [(row[0], row[2].hex()) for row in rows(tmp_path)["originals"]]
     assert found == [(number, digest_of(image(number))) for number in range(1, 4)]
@@ -412,8 +407,8 @@ def test_a_content_under_two_numbers_without_a_former_index(tmp_path: Path, cont
 @pytest.mark.parametrize("is_broken", [False, True])
 def test_a_wrong_number_is_put_right_from_the_former_index(tmp_path: Path, is_broken: bool) -> None:
     """Also when what bears the right one is not whole: that is set aside."""
-    fill(tmp_path, image(1), image(2), image(3))
-    before, right = rows(tmp_path), path_of(tmp_path, image(2), 2)
+    fill(tmp_path, 1, 2, 3)
+    before, right = rows(tmp_path), original(tmp_path, 2)
     whole = right.read_bytes()
     right.rename(path_of(tmp_path, image(2), 3))
     if is_broken:
@@ -428,9 +423,9 @@ def test_a_wrong_number_is_put_right_from_the_former_index(tmp_path: Path, is_br
 
 def test_an_index_put_back_from_a_backup(tmp_path: Path) -> None:
     """What came after the backup was acknowledged: it keeps its numbers."""
-    fill(tmp_path, image(1), image(2))
+    fill(tmp_path, 1, 2)
     backup = (tmp_path / "index.sqlite3").read_bytes()
-    fill(tmp_path, image(3), image(4))
+    fill(tmp_path, 3, 4)
     before = rows(tmp_path)
     (tmp_path / "index.sqlite3").write_bytes(backup)
     assert len(scrub(tmp_path).of(Kind.ORPHANED)) == 2
@@ -439,8 +434,8 @@ def test_an_index_put_back_from_a_backup(tmp_path: Path) -> None:
 
 
 def test_a_file_that_somebody_else_wrote_is_taken_in_if_its_name_is_right(tmp_path: Path) -> None:
-    fill(tmp_path, image(1))
-    path = save(path_of(tmp_path, image(2), 2), data_set(SOPInstanceUID="2.25.502", InstanceNumber=2))
+    fill(tmp_path, 1)
+    path = save(original(tmp_path, 2), data_set(SOPInstanceUID="2.25.502", InstanceNumber=2))
     os.utime(path, (RECEIVED + 5, RECEIVED + 5))
     report = reindex(tmp_path)
     assert kinds(report) == [(Kind.MISLABELLED, 2)]
@@ -452,9 +447,9 @@ def test_a_file_that_somebody_else_wrote_is_taken_in_if_its_name_is_right(tmp_pa
 
 
 def test_damaged_file_meta_information_is_written_anew_from_the_former_index(tmp_path: Path) -> None:
-    fill(tmp_path, image(1), image(2), image(3))
+    fill(tmp_path, 1, 2, 3)
     before = rows(tmp_path)
-    overwrite(path_of(tmp_path, image(2), 2), 0, bytes(DATA_SET_OFFSET))
+    overwrite(original(tmp_path, 2), 0, bytes(DATA_SET_OFFSET))
     report = reindex(tmp_path)
     assert kinds(report) == [(Kind.MISLABELLED, 2)]
     assert rows(tmp_path) == before
@@ -462,28 +457,27 @@ def test_damaged_file_meta_information_is_written_anew_from_the_former_index(tmp
 
 
 def test_what_is_not_whole_is_left_out_and_its_number_never_given_again(tmp_path: Path) -> None:
-    fill(tmp_path, *(image(number) for number in range(1, 6)))
-    overwrite(path_of(tmp_path, image(5), 5), DATA_SET_OFFSET + 300, b"XYZ")
-    path_of(tmp_path, image(4), 4).unlink()
-    damaged = path_of(tmp_path, image(5), 5).read_bytes()
+    fill(tmp_path, *range(1, 6))
+    overwrite(original(tmp_path, 5), DATA_SET_OFFSET + 300, b"XYZ")
+    original(tmp_path, 4).unlink()
+    damaged = original(tmp_path, 5).read_bytes()
     report = reindex(tmp_path)
     assert sorted(kinds(report), key=lambda found: found[1] or 0) == [(Kind.MISSING, 4), (Kind.DAMAGED, 5)]
     assert {finding.sop_instance_uid for finding in report.findings} == {"2.25.504", "2.25.505"}
     assert not report.is_clean
     assert [row[0] for row in rows(tmp_path)["originals"]] == [1, 2, 3]
-    assert path_of(tmp_path, image(5), 5).read_bytes() == damaged
-    (tmp_path / "index.sqlite3").unlink()
-    (tmp_path / "index.sqlite3.before-reindex").unlink()
+    assert original(tmp_path, 5).read_bytes() == damaged
+    lose_index(tmp_path)
     assert kinds(reindex(tmp_path)) == [(Kind.BROKEN, None)]
-    fill(tmp_path, image(6))  # even now: the damaged file says that 5 was given
+    fill(tmp_path, 6)  # even now: the damaged file says that 5 was given
     assert [row[0] for row in rows(tmp_path)["originals"]] == [1, 2, 3, 6]
     assert scrub(tmp_path, repair=True).is_clean
-    fill(tmp_path, image(5), image(4))  # sent again
+    fill(tmp_path, 5, 4)  # sent again
     assert scrub(tmp_path).findings == ()
 
 
 def test_what_is_not_ours_is_named(tmp_path: Path) -> None:
-    fill(tmp_path, image(1))
+    fill(tmp_path, 1)
     (tmp_path / "archive" / "zz").mkdir()
     (tmp_path / "archive" / "ab" / "notes.txt").touch()
     assert kinds(reindex(tmp_path)) == [(Kind.FOREIGN, None)] * 2
@@ -493,7 +487,7 @@ def test_what_is_not_ours_is_named(tmp_path: Path) -> None:
 
 
 def test_it_refuses_beside_others_and_they_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, image(1))
+    fill(tmp_path, 1)
     before = (tmp_path / "index.sqlite3").read_bytes()
     with Ingest.open(tmp_path), pytest.raises(StoreUnavailable, match=rf"process {os.getpid()}\b"):
         reindex(tmp_path)
@@ -512,14 +506,14 @@ def test_it_refuses_beside_others_and_they_beside_it(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Archive, "create", meanwhile)
     reindex(tmp_path)
-    fill(tmp_path, image(2))
+    fill(tmp_path, 2)
 
 
 def test_an_archive_that_is_not_there_replaces_no_index(tmp_path: Path) -> None:
     with pytest.raises(StoreMismatch, match="no archive"):
         reindex(tmp_path)
     assert not list(tmp_path.iterdir())
-    fill(tmp_path, image(1))
+    fill(tmp_path, 1)
     before = (tmp_path / "index.sqlite3").read_bytes()
     (tmp_path / "archive").rename(tmp_path / "elsewhere")
     (tmp_path / "archive").mkdir()  # a mount point without its disk
@@ -574,14 +568,14 @@ for left in itertools.count(1):
 
 def test_killed_at_any_step_it_leaves_the_old_index_or_the_new_one(tmp_path: Path) -> None:
     template, copies = tmp_path / "store", tmp_path / "copies"
-    fill(template, image(1), image(2))
+    fill(template, 1, 2)
     leave_behind(template, image(8), 2)
-    fill(template, image(3))
+    fill(template, 3)
     with Ingest.open(template) as ingest:
         ingest.receive([image(4)], RECEIPT)
         shutil.copytree(template, tmp_path / "killed")  # with a journal
     template = tmp_path / "killed"
-    overwrite(path_of(template, image(2), 2), 0, bytes(DATA_SET_OFFSET))
+    overwrite(original(template, 2), 0, bytes(DATA_SET_OFFSET))
     copies.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(template), str(copies)],
@@ -602,7 +596,7 @@ def test_killed_at_any_step_it_leaves_the_old_index_or_the_new_one(tmp_path: Pat
     for copy in copies.iterdir():
         # Else the next start might take an original for one that was never acknowledged.
         assert {path.stat().st_nlink for path in copy.glob("archive/*/*.dcm")} == {1}
-        fill(copy, image(4))  # receiving goes on, and removes what is left over
+        fill(copy, 4)  # receiving goes on, and removes what is left over
         reindex(copy)
         assert rows(copy) == new
         assert scrub(copy).findings == ()

@@ -24,8 +24,10 @@ from tests.upkeep import (
     RECEIPT,
     digest_of,
     execute,
+    fill,
     image,
     leave_behind,
+    original,
     overwrite,
     path_of,
     read_archived_meta,
@@ -38,9 +40,7 @@ IMAGES = 6
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of a few originals, numbered from 1, to be copied."""
     store = tmp_path_factory.mktemp("filled")
-    with Ingest.open(store) as ingest:
-        for number in range(1, IMAGES + 1):
-            ingest.receive([image(number)], RECEIPT)
+    fill(store, *range(1, IMAGES + 1))
     return store
 
 
@@ -50,9 +50,19 @@ def store(tmp_path: Path, filled: Path) -> Path:
     return shutil.copytree(filled, tmp_path / "store")
 
 
+@pytest.fixture
+def victim(store: Path) -> Path:
+    """The third of its originals."""
+    return original(store, 3)
+
+
 def flip(path: Path, at: int) -> None:
     """Invert one bit."""
     overwrite(path, at, bytes([path.read_bytes()[at] ^ 0x10]))
+
+
+def repairs(report: Report) -> list[tuple[Kind, bool]]:
+    return [(finding.kind, finding.repaired) for finding in report.findings]
 
 
 def found(report: Report) -> list[tuple[Kind, str, int | None, str]]:
@@ -120,9 +130,8 @@ def _piped(path: Path) -> None:
     ],
 )
 def test_every_damage_is_found_and_named(
-    store: Path, damage: Callable[[Path], None], kind: Kind, seen_by_quick: bool
+    store: Path, victim: Path, damage: Callable[[Path], None], kind: Kind, seen_by_quick: bool
 ) -> None:
-    victim = path_of(store, image(3), 3)
     damage(victim)
     expected = [(kind, str(victim.relative_to(store)), 3, "2.25.503")]
     report = scrub(store)
@@ -132,7 +141,7 @@ def test_every_damage_is_found_and_named(
 
 
 def test_what_does_not_belong_there_is_named(store: Path) -> None:
-    other = path_of(store, image(1), 1)
+    other = original(store, 1)
     wrong = store / "archive" / ("00" if other.parent.name != "00" else "01") / other.name
     wrong.write_bytes(other.read_bytes())
     (other.parent / "note\n.txt").touch()
@@ -193,8 +202,7 @@ def test_damaged_pages_of_the_index_are_found(store: Path) -> None:
 
 def test_an_orphan_is_found_and_taken_in_under_the_next_number(store: Path) -> None:
     path = leave_behind(store, image(7), 7)
-    with Ingest.open(store) as ingest:
-        ingest.receive([image(8)], RECEIPT)  # has got its number meanwhile
+    fill(store, 8)  # has got its number meanwhile
     report = scrub(store)
     assert found(report) == [(Kind.ORPHANED, str(path.relative_to(store)), None, "")]
     assert not report.is_clean
@@ -238,9 +246,9 @@ def test_an_orphan_whose_content_is_kept_under_another_number_goes(store: Path, 
     assert scrub(store).findings == ()
 
 
-def test_a_good_copy_never_goes_while_the_kept_one_is_damaged(store: Path) -> None:
+def test_a_good_copy_never_goes_while_the_kept_one_is_damaged(store: Path, victim: Path) -> None:
     """A quick scrub does not see that it is."""
-    path, victim = leave_behind(store, image(3), 99), path_of(store, image(3), 3)
+    path = leave_behind(store, image(3), 99)
     flip(victim, DATA_SET_OFFSET + 300)
     assert not scrub(store, repair=True, quick=True).is_clean
     assert path.exists()
@@ -250,15 +258,14 @@ def test_a_good_copy_never_goes_while_the_kept_one_is_damaged(store: Path) -> No
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_wrong_number_is_put_right(store: Path, quick: bool) -> None:
-    path = path_of(store, image(3), 3)
-    wrong = path.rename(path_of(store, image(3), 8))
+def test_a_wrong_number_is_put_right(store: Path, victim: Path, quick: bool) -> None:
+    wrong = victim.rename(path_of(store, image(3), 8))
     expected = [(Kind.MISLABELLED, str(wrong.relative_to(store)), 3, "2.25.503")]
     assert found(scrub(store, quick=quick)) == expected
-    assert not path.exists()
+    assert not victim.exists()
     report = scrub(store, quick=quick, repair=True)
     assert (found(report), report.is_clean) == (expected, True)
-    assert path.exists()
+    assert victim.exists()
     assert not wrong.exists()
     assert scrub(store).findings == ()
 
@@ -277,7 +284,7 @@ def test_what_goes_at_the_next_start_is_no_orphan(store: Path, repair: bool, is_
     second = store / "incoming" / "left"
     second.hardlink_to(path)
     kept = store / "incoming" / "kept"
-    kept.hardlink_to(path_of(store, image(3), 3))  # killed after the row was committed
+    kept.hardlink_to(original(store, 3))  # killed after the row was committed
     report = scrub(store, repair=repair)
     assert report.is_clean
     assert {finding.kind for finding in report.findings} == {Kind.ABANDONED}
@@ -301,7 +308,7 @@ def test_an_orphan_that_is_not_whole_is_set_aside(store: Path) -> None:
 def test_an_orphan_that_is_no_dicom_object_stays(store: Path) -> None:
     path = leave_behind(store, b"nothing", 7)
     report = scrub(store, repair=True)
-    assert [(f.kind, f.repaired) for f in report.findings] == [(Kind.ORPHANED, False)]
+    assert repairs(report) == [(Kind.ORPHANED, False)]
     assert "cannot be taken in" in report.findings[0].detail
     assert path.exists()
 
@@ -309,8 +316,7 @@ def test_an_orphan_that_is_no_dicom_object_stays(store: Path) -> None:
 # Repair
 
 
-def test_damage_is_only_reported_unless_repair_is_asked_for(store: Path) -> None:
-    victim = path_of(store, image(3), 3)
+def test_damage_is_only_reported_unless_repair_is_asked_for(store: Path, victim: Path) -> None:
     flip(victim, DATA_SET_OFFSET + 300)
     before = victim.read_bytes()
     scrub(store)
@@ -318,13 +324,14 @@ def test_damage_is_only_reported_unless_repair_is_asked_for(store: Path) -> None
     assert not (store / "damaged").exists()
 
 
-def test_a_damaged_original_is_set_aside_and_repaired_by_the_next_of_its_kind(store: Path) -> None:
-    victim = path_of(store, image(3), 3)
+def test_a_damaged_original_is_set_aside_and_repaired_by_the_next_of_its_kind(
+    store: Path, victim: Path
+) -> None:
     meta, whole = read_archived_meta(victim), victim.read_bytes()
     flip(victim, DATA_SET_OFFSET + 300)
     damaged = victim.read_bytes()
     report = scrub(store, repair=True)
-    assert [(f.kind, f.repaired) for f in report.findings] == [(Kind.DAMAGED, False)]
+    assert repairs(report) == [(Kind.DAMAGED, False)]
     (aside,) = (store / "damaged").iterdir()
     assert aside.read_bytes() == damaged
     assert str(aside.relative_to(store)) in report.findings[0].detail
@@ -340,12 +347,12 @@ def test_a_damaged_original_is_set_aside_and_repaired_by_the_next_of_its_kind(st
 
 @pytest.mark.parametrize("quick", [False, True])
 def test_file_meta_information_is_written_anew_from_the_row(store: Path, quick: bool) -> None:
-    victims = [path_of(store, image(number), number) for number in (2, 3)]
+    victims = [original(store, number) for number in (2, 3)]
     before = [path.read_bytes() for path in victims]
     overwrite(victims[0], 0, bytes(DATA_SET_OFFSET))
     overwrite(victims[1], before[1].index(b'"received":') + 12, b"2")
     report = scrub(store, repair=True, quick=quick)
-    assert [(f.kind, f.repaired) for f in report.findings] == [(Kind.MISLABELLED, True)] * 2
+    assert repairs(report) == [(Kind.MISLABELLED, True)] * 2
     # Who received it is in no row, so that only survives where it can be read.
     assert victims[0].read_bytes()[DATA_SET_OFFSET:] == before[0][DATA_SET_OFFSET:]
     assert victims[1].read_bytes() == before[1]
@@ -354,9 +361,10 @@ def test_file_meta_information_is_written_anew_from_the_row(store: Path, quick: 
     assert not list((store / "incoming").iterdir())
 
 
-def test_what_was_repaired_meanwhile_is_not_set_aside(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_repaired_meanwhile_is_not_set_aside(
+    store: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A resend comes between the look at the damaged file and its removal."""
-    victim = path_of(store, image(3), 3)
     _truncated(victim)
     write = Index.write
 
@@ -368,7 +376,7 @@ def test_what_was_repaired_meanwhile_is_not_set_aside(store: Path, monkeypatch: 
 
     monkeypatch.setattr(Index, "write", resent_before)
     report = scrub(store, repair=True)
-    assert [(f.kind, f.repaired) for f in report.findings] == [(Kind.DAMAGED, True)]
+    assert repairs(report) == [(Kind.DAMAGED, True)]
     assert victim.exists()
     assert scrub(store).findings == ()
 
@@ -417,11 +425,7 @@ def test_a_file_that_waits_for_its_row_is_neither_orphaned_nor_lost(
 
     monkeypatch.setattr(Archive, "publish", slowly)
 
-    def receive() -> None:
-        with Ingest.open(store) as ingest:
-            ingest.receive([image(7)], RECEIPT)
-
-    sender = threading.Thread(target=receive)
+    sender = threading.Thread(target=fill, args=(store, 7))
     sender.start()
     recorded = Index.recorded
 
@@ -459,7 +463,7 @@ def test_an_archive_that_is_not_mounted_is_no_damage(store: Path) -> None:
 def test_findings_are_told_at_once_and_progress_is_by_original(store: Path) -> None:
     steps: list[int] = []
     told: list[Finding] = []
-    path_of(store, image(2), 2).unlink()
+    original(store, 2).unlink()
 
     class Watched:
         def __enter__(self) -> Callable[[], None]:
