@@ -11,7 +11,7 @@ or isotope. Whatever else it is, it has no outline, and its header is parsed for
 
 With the checksum a renderer sees that the header in the file is the one that was packed, and that this is
 what was packed. Names no patient.
-Pure. Called by `header` (`pack`) and `pixels` (`unpack`).
+Pure. Called by `header` (`pack`) and `image` (`unpack`).
 """
 
 import functools

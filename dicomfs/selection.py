@@ -3,7 +3,7 @@
 Pure. `Since` is measured on the day of the exam, as people ask for "the last month"; an exam without a date
 counts by the day of its receipt (UTC), and so does one whose date lies after its receipt (a wrong clock),
 or it would never leave. Both are one column of the index, `exams.day`. Used by `config.py` (options),
-`index.py` (conditions) and `tree.py`.
+`index.py` (conditions) and `aspect.py`.
 """
 
 import calendar

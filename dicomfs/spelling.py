@@ -11,7 +11,7 @@ to the one row that bears it by a unique key, and two rows never get one name:
   ` (-)`: a patient whose ID is `10.15.00` is not the study of 10:15:00;
 * numbers padded with zeros are read back only as they would be written.
 
-Used by `config.py` (options), `writer.py` (the ID component) and `tree.py`.
+Used by `config.py` (options), `writer.py` (the ID component), `aspect.py` (there) and `tree.py` (back).
 """
 
 import re
