@@ -7,9 +7,7 @@
     STORE/damaged/                              originals that a scrub found damaged and was told to set aside
 
 The receipt sequence number is in the name and not in the file, because it is known last: giving it then
-costs no second write and no second sync of the file. Every archived file has its data set at byte
-`DATA_SET_OFFSET`: the file meta information in front of it is padded (in its private information element)
-to that length, so that it can be written when the header has been read.
+costs no second write and no second sync of the file.
 
 A published file keeps its name in the spool until its row is committed: so a start after a crash finds at
 once which originals of the archive have no row, however many others there are.
@@ -21,106 +19,26 @@ Knows no SQL and no DICOM beyond file meta information. Called by
 import contextlib
 import errno
 import fcntl
-import hashlib
-import io
-import json
-import math
 import os
 import re
 import secrets
-import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Final, Protocol, Self
+from typing import Final
 
-from dicomfs import __version__
-from dicomfs.errors import StoreError, StoreFull, StoreUnavailable, UnreadableDataSet
-from dicomfs.model import Duplicates, Receipt
+from dicomfs.errors import UnreadableDataSet
+from dicomfs.filemeta import DATA_SET_OFFSET, file_meta
+from dicomfs.model import Receipt
+from dicomfs.spool import Spool, Whole, content_hash
+from dicomfs.storage import sync_directory
 
-DATA_SET_OFFSET: Final = 1024
-"""First byte of the data set in every archived file."""
-
-IMPLEMENTATION_UID: Final = "2.25.328308849035975025332632903334970848394"
-IMPLEMENTATION_VERSION: Final = f"DICOMFS_{__version__}"[:16]
-PRIVATE_CREATOR_UID: Final = "2.25.4201760754356986948954808459140212463"
-"""(0002,0100): names the owner of our JSON text in (0002,0102)."""
-
-_ELEMENT: Final = struct.Struct("<HH2sHL")
-"""Head of an explicit VR element with a long length (PS3.5 7.1.2)."""
-_SHORT_ELEMENT: Final = struct.Struct("<HH2sH")
-_GROUP_LENGTH_AT: Final = 140
-"""Value of (0002,0000): after preamble, prefix and its own head."""
 _NAME: Final = re.compile(r"([0-9a-f]{64})-([1-9][0-9]{0,17})\.dcm")
-_NOT_OF_AN_AE: Final = re.compile(r"[^ -~]|\\")
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 """What a file system without hard links says."""
 _CHUNK_BYTES: Final = 1 << 20
-_HEAD: Final = (
-    bytes(128)
-    + b"DICM"
-    + _SHORT_ELEMENT.pack(0x0002, 0x0000, b"UL", 4)
-    # The group length counts what follows it (PS3.10 table 7.1-1).
-    + struct.pack("<L", DATA_SET_OFFSET - _GROUP_LENGTH_AT - 4)
-)
-_LONGEST_REASON: Final = 120
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o440
-
-
-def content_hash(transfer_syntax: str) -> "hashlib._Hash":
-    """SHA-256 of an original, begun with its transfer syntax; feed it the data set as received."""
-    return hashlib.sha256(transfer_syntax.encode("ascii", "replace") + b"\0")
-
-
-def file_meta(receipt: Receipt, sop_class_uid: str, sop_instance_uid: str, *, refused: str = "") -> bytes:
-    """Preamble, prefix and file meta information (PS3.10 7.1), exactly `DATA_SET_OFFSET` bytes.
-
-    Time of receipt and policy are JSON in Private Information (0002,0102), blank padded: the last element,
-    so that it can fill what is left; `refused`: why a data set that is kept aside was not taken. Raises
-    UnreadableDataSet when the UIDs leave no room.
-    """
-    source_ae, receiving_ae = plain_ae(receipt.source_ae), plain_ae(receipt.receiving_ae)
-    elements = [
-        (0x0001, b"OB", b"\0\1"),
-        (0x0002, b"UI", _padded(sop_class_uid)),
-        (0x0003, b"UI", _padded(sop_instance_uid)),
-        (0x0010, b"UI", _padded(receipt.transfer_syntax)),
-        (0x0012, b"UI", _padded(IMPLEMENTATION_UID)),
-        (0x0013, b"SH", _padded(IMPLEMENTATION_VERSION, b" ")),
-    ]
-    if source_ae:
-        elements += [(tag, b"AE", _padded(source_ae, b" ")) for tag in (0x0016, 0x0017)]
-    if receiving_ae:
-        elements.append((0x0018, b"AE", _padded(receiving_ae, b" ")))
-    elements.append((0x0100, b"UI", _padded(PRIVATE_CREATOR_UID)))
-    head = _HEAD
-    for tag, vr, value in elements:
-        form = _ELEMENT.pack(2, tag, vr, 0, len(value)) if vr == b"OB" else None
-        head += (form or _SHORT_ELEMENT.pack(0x0002, tag, vr, len(value))) + value
-    facts: dict[str, float | str] = {"received": receipt.received}
-    if receipt.duplicates is not Duplicates.KEEP_FIRST:
-        facts["duplicates"] = receipt.duplicates.value
-    if refused:
-        facts["refused"] = refused[:_LONGEST_REASON]
-    note = json.dumps(facts).encode()
-    room = DATA_SET_OFFSET - len(head) - _ELEMENT.size
-    if room < len(note):
-        raise UnreadableDataSet("its UIDs are too long for file meta information")
-    return head + _ELEMENT.pack(0x0002, 0x0102, b"OB", 0, room) + note.ljust(room)
-
-
-def _padded(text: str, padding: bytes = b"\0") -> bytes:
-    """A value of even length (PS3.5 7.1.1)."""
-    raw = text.encode("ascii", "replace")
-    return raw + padding * (len(raw) % 2)
-
-
-def plain_ae(title: str) -> str:
-    """An AE title fit for value representation AE (PS3.5 6.2), whatever the peer called itself."""
-    return _NOT_OF_AN_AE.sub("_", title.strip())[:16].strip()
 
 
 def digest_and_sequence(name: str) -> tuple[bytes, int]:
@@ -129,156 +47,6 @@ def digest_and_sequence(name: str) -> tuple[bytes, int]:
     if found is None:
         raise UnreadableDataSet(f"{name!r} is not the name of an archived original")
     return bytes.fromhex(found[1]), int(found[2])
-
-
-def parse_file_meta(raw: bytes) -> Receipt:
-    """Read back what `file_meta` wrote: the first `DATA_SET_OFFSET` bytes of a file.
-
-    Strict, since these bytes are ours and no checksum covers them: whatever `file_meta` would not have
-    written raises UnreadableDataSet.
-    """
-    try:
-        values = _elements(raw)
-        if _text(values[0x0100]) != PRIVATE_CREATOR_UID:
-            raise UnreadableDataSet("its file meta information was not written by dicomfs")
-        note = json.loads(values[0x0102])
-        receipt = Receipt(
-            transfer_syntax=_text(values[0x0010]),
-            received=float(note["received"]),
-            source_ae=_text(values.get(0x0016, b"")),
-            receiving_ae=_text(values.get(0x0018, b"")),
-            sop_class_uid=_text(values[0x0002]),
-            sop_instance_uid=_text(values[0x0003]),
-            duplicates=Duplicates(note.get("duplicates", Duplicates.KEEP_FIRST.value)),
-        )
-    except (struct.error, LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        # Not chained: its text may quote the file.
-        raise UnreadableDataSet(
-            "its file meta information is damaged or was not written by dicomfs"
-        ) from None
-    if not math.isfinite(receipt.received):
-        raise UnreadableDataSet("its file meta information is damaged: it has no time of receipt")
-    return receipt
-
-
-def _elements(raw: bytes) -> dict[int, bytes]:
-    """Values of group 0002 by element, after the group length. Raises ValueError, struct.error."""
-    at = len(_HEAD)
-    if len(raw) != DATA_SET_OFFSET or not raw.startswith(_HEAD):
-        raise ValueError("no file meta information")
-    values = {}
-    while at < DATA_SET_OFFSET:
-        head = _ELEMENT if raw[at + 4 : at + 6] == b"OB" else _SHORT_ELEMENT
-        group, tag, _vr, *_reserved, length = head.unpack_from(raw, at)
-        at += head.size + length
-        if group != 2 or at > DATA_SET_OFFSET:
-            raise ValueError("no element of file meta information")
-        values[tag] = raw[at - length : at]
-    return values
-
-
-def _text(value: bytes) -> str:
-    return value.decode("ascii").strip("\0 ")
-
-
-class Whole(Protocol):
-    """A sealed spool file, as far as a commit needs it: its own process's (`Spool`) or another's."""
-
-    path: Path
-    size: int
-    published: Path | None
-
-    @property
-    def digest(self) -> bytes: ...
-
-    def seal(self, meta: bytes) -> None: ...
-
-    def sync(self) -> None: ...
-
-
-@dataclass(slots=True)
-class Spool:
-    """One data set on its way in: an open, locked file in `incoming/`.
-
-    Closing it removes what was not published.
-    """
-
-    path: Path
-    fd: int
-    transfer_syntax: str
-    size: int = 0
-    """Bytes of data set so far."""
-    published: Path | None = None
-    """Where it lies in the archive; None while it is in the spool."""
-    is_synced: bool = False
-    """All that was written is durable."""
-    is_left: bool = False
-    """It could not be withdrawn from there: the next start has to find it."""
-    _hash: "hashlib._Hash" = field(init=False)
-    _digest: bytes = b""
-    _whole: bytes | memoryview = b""
-    """The data set, if it was written in one part."""
-
-    def __post_init__(self) -> None:
-        self._hash = content_hash(self.transfer_syntax)
-        os.lseek(self.fd, DATA_SET_OFFSET, os.SEEK_SET)
-
-    def write(self, part: bytes | memoryview) -> None:
-        """Append to the data set. Raises OSError."""
-        self._hash.update(part)
-        self._digest = b""
-        view = memoryview(part)
-        self.is_synced = False
-        self._whole = b"" if self.size else part
-        self.size += len(view)
-        while view:
-            view = view[os.write(self.fd, view) :]
-
-    def seal(self, meta: bytes) -> None:
-        """Write the file meta in front of the data set. Raises OSError."""
-        os.pwrite(self.fd, meta, 0)
-        self.is_synced = False
-
-    def sync(self) -> None:
-        """Make the content durable, unless it is. Raises OSError."""
-        if not self.is_synced:
-            os.fsync(self.fd)
-            self.is_synced = True
-
-    @property
-    def digest(self) -> bytes:
-        """32 bytes: SHA-256 of transfer syntax and data set so far."""
-        self._digest = self._digest or self._hash.digest()
-        return self._digest
-
-    def reader(self) -> BinaryIO:
-        """The data set from its first byte; nothing is written to the spool after this.
-
-        If it was written in one part, that must still be unchanged: it is read without asking the disk.
-        """
-        if len(self._whole) == self.size:
-            return io.BytesIO(self._whole)
-        file = open(self.fd, "rb", closefd=False)  # noqa: SIM115  a descriptor; the caller closes
-        file.seek(DATA_SET_OFFSET)
-        return file
-
-    def close(self) -> None:
-        """Remove the spool file if it is still there. Never raises: what cannot be removed now is later."""
-        if self.fd >= 0:
-            if not self.is_left:
-                with contextlib.suppress(OSError):
-                    self.path.unlink()
-            with contextlib.suppress(OSError):
-                os.close(self.fd)
-            self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Archive:
@@ -591,40 +359,3 @@ def _number(kept: Path) -> int:
 def _proper(uid: str | None) -> str:
     """A UID as the standard has it, else nothing: what a peer announced may be anything, even a name."""
     return uid if uid and re.fullmatch(r"[0-9.]{1,64}", uid, re.ASCII) else ""
-
-
-def sync_directory(folder: Path) -> None:
-    """Make the entries of a folder durable. Raises OSError."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextlib.contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Turn the operating system's errors into StoreFull or StoreUnavailable. Every other error passes."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreFull(f"no space left on the device of {what}") from error
-        remedy = _REMEDIES.get(error.errno or 0, "")
-        raise StoreUnavailable(f"{what} cannot be used now: {error.strerror}{remedy}") from error
-    except MemoryError as error:
-        raise StoreUnavailable(f"{what} cannot be used now: out of memory") from error
-
-
-_REMEDIES: Final = {
-    errno.EROFS: "; its file system is read-only: look for errors in the kernel's log, then mount it anew",
-    errno.ENOENT: "; a folder of it is missing: is its file system mounted?",
-    errno.ENOTDIR: "; a folder of it is missing: is its file system mounted?",
-    errno.EACCES: "; make its folders writable for this user",
-    errno.EPERM: "; make its folders writable for this user",
-    errno.EIO: "; look for errors of the disk in the kernel's log",
-    errno.EMFILE: "; raise LimitNOFILE (ulimit -n), or lower max_associations",
-    errno.ENFILE: "; raise fs.file-max",
-}

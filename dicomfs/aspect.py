@@ -14,8 +14,9 @@ from datetime import date, datetime
 from functools import lru_cache
 from typing import Final
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
 from dicomfs.entries import Entry, Picture
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.gate import Gate, Mark
 from dicomfs.index import Index
 from dicomfs.inode import STORED, Inode, Kind

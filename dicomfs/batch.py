@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from dicomfs.archive import Archive, Spool, Whole, file_meta, sync_directory
+from dicomfs.archive import Archive
 from dicomfs.errors import BadInstance, DuplicateRefused, StrangerRefused
+from dicomfs.filemeta import file_meta
 from dicomfs.index import Index
 from dicomfs.model import Duplicates, Header, Outcome, Receipt, Stored
+from dicomfs.spool import Spool, Whole
+from dicomfs.storage import sync_directory
 from dicomfs.writer import DIFFERS, STRANGER, Writer
 
 

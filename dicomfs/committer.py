@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicomfs import __version__
-from dicomfs.archive import Archive, storage_errors
+from dicomfs.archive import Archive
 from dicomfs.batch import Pending, commit
 from dicomfs.errors import BadInstance, DicomfsError, StoreError
 from dicomfs.index import INDEX_NAME, Index
@@ -27,6 +27,7 @@ from dicomfs.logtext import where
 from dicomfs.model import Header, Outcome, Receipt
 from dicomfs.schema import SCHEMA_VERSION
 from dicomfs.service import end_with
+from dicomfs.storage import storage_errors
 
 READY: Final = (
     *("ready", __version__, SCHEMA_VERSION),

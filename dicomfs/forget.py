@@ -18,11 +18,12 @@ import time
 from pathlib import Path
 from typing import Final
 
-from dicomfs.archive import Archive, digest_and_sequence, storage_errors, sync_directory
+from dicomfs.archive import Archive, digest_and_sequence
 from dicomfs.errors import UsageError
 from dicomfs.index import Index
 from dicomfs.lock import mending
 from dicomfs.removal import Chosen, Plan, Remover
+from dicomfs.storage import storage_errors, sync_directory
 
 PENDING: Final = "pending.json"
 CONTENTS: Final = "contents.json"

@@ -22,9 +22,9 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext
 
 from dicomfs.access import Refusal
-from dicomfs.archive import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 from dicomfs.connection import ASSOCIATE_AC, ASSOCIATE_RJ, ASSOCIATE_RQ, INVALID_PARAMETER, pdu
 from dicomfs.errors import AssociationEnded
+from dicomfs.filemeta import IMPLEMENTATION_UID, IMPLEMENTATION_VERSION
 
 APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
 ACCEPTED, ABSTRACT_SYNTAX_NOT_SUPPORTED, TRANSFER_SYNTAXES_NOT_SUPPORTED = 0, 3, 4

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from dicomfs import forget
-from dicomfs.archive import Archive, Spool, file_meta, plain_ae, storage_errors
+from dicomfs.archive import Archive
 from dicomfs.batch import commit, withdraw
 from dicomfs.committerprocess import CommitterProcess
 from dicomfs.errors import (
@@ -33,6 +33,7 @@ from dicomfs.errors import (
     StoreMismatch,
     StoreUnavailable,
 )
+from dicomfs.filemeta import file_meta, plain_ae
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.indexfile import REBUILD
@@ -40,6 +41,8 @@ from dicomfs.intake import Intake
 from dicomfs.logtext import uid_text, where
 from dicomfs.model import Duplicates, Header, Outcome, Receipt
 from dicomfs.pressure import Space
+from dicomfs.spool import Spool
+from dicomfs.storage import storage_errors
 
 QUARANTINE_LIMIT: Final = 1000
 """Refused data sets that are kept aside; the oldest go."""

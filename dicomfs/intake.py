@@ -10,7 +10,8 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from dicomfs.archive import Archive, Spool
+from dicomfs.archive import Archive
+from dicomfs.spool import Spool
 
 
 class Intake:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dicomfs import forget
-from dicomfs.archive import Archive, sync_directory
+from dicomfs.archive import Archive
 from dicomfs.errors import StoreError, StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
 from dicomfs.header import read_header
@@ -34,6 +34,7 @@ from dicomfs.index import INDEX_NAME, Index
 from dicomfs.lock import StoreLock
 from dicomfs.model import Header, Receipt
 from dicomfs.plan import Plan, Planned
+from dicomfs.storage import sync_directory
 from dicomfs.verify import Examined, examine, foreign_folders, names, relabel
 
 FORMER_NAME: Final = f"{INDEX_NAME}.before-reindex"

@@ -12,9 +12,10 @@ from typing import Final, Self
 
 from pydicom.uid import UID
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
 from dicomfs.commitment import Reason, Reference
 from dicomfs.errors import UnreadableDataSet
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.header import read_file_meta
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.negotiation import is_storage

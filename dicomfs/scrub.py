@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from dicomfs import forget
-from dicomfs.archive import Archive, digest_and_sequence, plain_ae
+from dicomfs.archive import Archive, digest_and_sequence
 from dicomfs.database import BUSY_TIMEOUT_S
 from dicomfs.errors import BadInstance, StoreUnavailable, UnreadableDataSet
+from dicomfs.filemeta import plain_ae
 from dicomfs.findings import Finding, Kind, Report, Tally, Watch, shown_path, unwatched
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest

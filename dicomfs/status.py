@@ -17,11 +17,12 @@ from typing import Final
 
 from dicomfs import forget
 from dicomfs.activity import DAY_S, OTHER_PATIENT, Events
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
 from dicomfs.census import Census, Conflicts, Intake
 from dicomfs.commitments import CommitmentCounts
 from dicomfs.commitments import counts as commitment_counts
 from dicomfs.errors import StoreError, StoreUnavailable
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.mountfile import MountRecord, mounts
 from dicomfs.renditions import RENDITIONS_NAME, failures_noted
 from dicomfs.rows import Counts

@@ -13,9 +13,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from dicomfs.archive import DATA_SET_OFFSET
 from dicomfs.aspect import FRAME_BITS, WHOLE, Aspect, Named, View
 from dicomfs.entries import Entry, Listed, Picture
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.gate import Gate
 from dicomfs.inode import STORED, Inode, Kind
 from dicomfs.model import Source

@@ -14,17 +14,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from dicomfs.archive import (
-    DATA_SET_OFFSET,
-    Archive,
-    content_hash,
-    digest_and_sequence,
-    file_meta,
-    parse_file_meta,
-)
+from dicomfs.archive import Archive, digest_and_sequence
 from dicomfs.errors import BadInstance, UnreadableDataSet
+from dicomfs.filemeta import DATA_SET_OFFSET, file_meta, parse_file_meta
 from dicomfs.header import read_file_meta, read_header
 from dicomfs.model import Receipt
+from dicomfs.spool import content_hash
 
 _CHUNK_BYTES: Final = 1 << 20
 

@@ -9,7 +9,8 @@ from typing import Final
 
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, digest_and_sequence, file_meta, parse_file_meta
+from dicomfs.archive import digest_and_sequence
+from dicomfs.filemeta import DATA_SET_OFFSET, file_meta, parse_file_meta
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded

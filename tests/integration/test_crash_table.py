@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from dicomfs import cli, exitcodes
-from dicomfs.archive import sync_directory
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Duplicates, Receipt
 from dicomfs.scp import StorageSCP
+from dicomfs.storage import sync_directory
 from tests.disk import Disk, disk
 from tests.made import RECEIVED, data_set, save, tree, walk
 from tests.steps import STEPS, Door, Scene, Step, Stopping, import_words

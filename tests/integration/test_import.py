@@ -10,7 +10,8 @@ from pydicom import dcmread
 from pydicom.uid import UID
 
 from dicomfs import cli, exitcodes
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.index import Index
 from dicomfs.selection import Selection
 from tests.support import shipped

@@ -23,9 +23,9 @@ from PIL import Image
 from pydicom.filereader import _read_file_meta_info, read_preamble
 
 from dicomfs import mount as mounting
-from dicomfs.archive import DATA_SET_OFFSET
 from dicomfs.config import MountOptions
 from dicomfs.errors import MountRefused
+from dicomfs.filemeta import DATA_SET_OFFSET
 from tests.made import data_set, save
 from tests.support import (
     ROOT,

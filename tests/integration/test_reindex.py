@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
 from dicomfs.errors import StoreError, StoreMismatch, StoreUnavailable
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.findings import Kind, Report
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.ingest import Ingest

@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID
 
 from dicomfs.access import Access
-from dicomfs.archive import DATA_SET_OFFSET, Archive
+from dicomfs.archive import Archive
 from dicomfs.association import Limits, Receiver
 from dicomfs.errors import (
     BadInstance,
@@ -41,6 +41,7 @@ from dicomfs.errors import (
     UnreadableDataSet,
     UsageError,
 )
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.ingest import Ingest
 from dicomfs.intake import Intake
 from dicomfs.model import Outcome, Receipt, Stored

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool
+from dicomfs.archive import Archive
 from dicomfs.errors import StoreMismatch, StoreUnavailable
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.findings import Finding, Kind, Report
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest
 from dicomfs.model import Receipt, Stored
 from dicomfs.scrub import scrub
+from dicomfs.spool import Spool
 from tests.made import RECEIVED
 from tests.upkeep import (
     RECEIPT,

@@ -15,11 +15,13 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicomfs.archive import DATA_SET_OFFSET, Archive, Spool, file_meta
+from dicomfs.archive import Archive
 from dicomfs.errors import StoreFull, StoreMismatch, StoreUnavailable, UnreadableDataSet
+from dicomfs.filemeta import DATA_SET_OFFSET, file_meta
 from dicomfs.index import Index
 from dicomfs.ingest import Ingest, Prepared
 from dicomfs.model import Header, Outcome, Receipt, Stored
+from dicomfs.spool import Spool
 from dicomfs.writer import Added, Writer
 from tests.made import MR_STORAGE, RECEIVED, data_set, encoded
 from tests.support import ROOT, wait_until

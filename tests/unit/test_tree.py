@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicomfs.archive import DATA_SET_OFFSET
 from dicomfs.entries import Entry
+from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.index import Index
 from dicomfs.inode import FORMAT_CODES, Inode, Kind, view_key
 from dicomfs.model import Header, PoolWindow
