@@ -7,7 +7,6 @@ association) and `ingest.py`.
 """
 
 import contextlib
-from types import TracebackType
 from typing import Self
 
 from dicomfs.archive import Archive
@@ -66,7 +65,5 @@ class Intake:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
