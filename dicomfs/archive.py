@@ -12,8 +12,8 @@ costs no second write and no second sync of the file.
 A published file keeps its name in the spool until its row is committed: so a start after a crash finds at
 once which originals of the archive have no row, however many others there are.
 
-Knows no SQL and no DICOM beyond file meta information. Called by
-`ingest.py`, which alone decides the order of the durable steps; readers need only `Archive.path`.
+Knows no SQL and no DICOM beyond file meta information. Called by `batch.py` and `ingest.py`, which decide the
+order of the durable steps, and by what repairs a store; readers need only `Archive.path`.
 """
 
 import contextlib
@@ -84,10 +84,15 @@ class Archive:
         while True:
             path = self.incoming / f"{os.getpid()}-{secrets.token_hex(8)}"
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-            # The lock tells `clean` of any process that somebody is still writing here.
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_nlink:
-                return Spool(path, fd, transfer_syntax)
+            try:
+                # The lock tells `clean` of any process that somebody is still writing here.
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:
+                    return Spool(path, fd, transfer_syntax)
+            except BaseException:
+                os.close(fd)
+                path.unlink(missing_ok=True)
+                raise
             os.close(fd)  # it was cleaned away before it was locked
 
     def publish(self, spool: Whole, sequence: int) -> Path:

@@ -52,7 +52,7 @@ from dicomfs.errors import (
     UnreadableDataSet,
 )
 from dicomfs.handshake import Accepted, Request
-from dicomfs.intake import Intake
+from dicomfs.lane import Lane
 from dicomfs.logtext import plain, uid_text, where
 from dicomfs.model import Outcome, Receipt
 from dicomfs.negotiation import is_storage, preferred
@@ -71,11 +71,9 @@ _SHORTLY_S: Final = 1.0
 class Receiver(Protocol):
     """Where objects go: `ingest.Ingest`. Called from one thread for each association."""
 
-    def intake(self) -> Intake: ...
+    def lane(self) -> Lane: ...
 
-    def receive(
-        self, parts: Iterable[bytes | memoryview], receipt: Receipt, intake: Intake, /
-    ) -> Outcome: ...
+    def receive(self, parts: Iterable[bytes | memoryview], receipt: Receipt, lane: Lane, /) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +176,7 @@ class Association:
         self._host = address
         self._address = f"{address}:{port}"
         self._actions: Actions | None = None
-        self._intake = terms.receiver.intake()
+        self._lane = terms.receiver.lane()
         self._accepted: dict[int, Accepted] = {}
         self._request: Request | None = None
         self._proved = ""
@@ -229,7 +227,7 @@ class Association:
             if self.is_established:
                 self._terms.activity.closed(self._visit)
             self.is_established = False
-            self._intake.close()
+            self._lane.close()
             if self._actions is not None:
                 self._actions.end(is_released=is_released)
             self._connection.close(linger)
@@ -277,14 +275,20 @@ class Association:
     def _next(self) -> Pdu | Pdv:
         """What the peer says next; while it is still, it is told results that it waits for."""
         limits, end = self._terms.limits, time.monotonic() + self._terms.limits.idle_s
-        if self._connection.is_still(min(_SHORTLY_S, limits.idle_s)):
-            self._intake.pause()
-        while self._actions is not None and self._actions.is_awaiting and time.monotonic() < end:
+        if not self._is_awaiting and self._connection.is_still(min(_SHORTLY_S, limits.idle_s)):
+            self._lane.close()
+        while self._is_awaiting and time.monotonic() < end:
             if not self._connection.is_still(min(limits.pause_s, limits.idle_s)):
                 break
-            if (due := self._actions.due(self._accepted)) is not None:
+            self._lane.close()
+            if self._actions is not None and (due := self._actions.due(self._accepted)) is not None:
                 self._connection.send(message(*due, self._max_pdu))
         return self._connection.next(max(end - time.monotonic(), _BREATH_S))
+
+    @property
+    def _is_awaiting(self) -> bool:
+        """Whether the peer waits for the result of a commitment."""
+        return self._actions is not None and self._actions.is_awaiting
 
     def _serve(self) -> None:
         """Take messages until the peer releases the association."""
@@ -301,6 +305,7 @@ class Association:
             if isinstance(head, Pdv):
                 self._message(head)
             elif head.kind == RELEASE_RQ:
+                self._lane.close()  # first: who has its release may look, and unmount
                 self._connection.send(pdu(RELEASE_RP, bytes(4)))
                 LOGGER.info("association of %s released", self.peer)
                 return
@@ -336,7 +341,7 @@ class Association:
             pass  # what nobody wanted still has to be read
         if answer:
             self._connection.send(message(context, answer, b"", self._max_pdu))
-        self._intake.rest()
+        self._lane.rest()
 
     @property
     def _max_pdu(self) -> int:
@@ -358,7 +363,7 @@ class Association:
         )
         try:
             outcome = self._terms.receiver.receive(
-                _bounded(self._counted(data_set), self._terms.limits.object_bytes), receipt, self._intake
+                _bounded(self._counted(data_set), self._terms.limits.object_bytes), receipt, self._lane
             )
         except AssociationEnded:
             raise
@@ -367,6 +372,7 @@ class Association:
             what = f"internal error {where(error)}" if answer is _BUG else plain(error, 400)
             level = answer.level
             if isinstance(error, StoreError):
+                self._lane.close()
                 # Every object of every sender meets it: one line says what is to be done.
                 passed = self._terms.trouble.note(type(error).__name__)
                 level = logging.DEBUG if passed is None else level

@@ -8,13 +8,14 @@ Called by `header.py`.
 """
 
 import codecs
-import functools
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
+
+from dicomfs.remember import remembered
 
 _LATIN: Final = "iso8859-1"
 _UTF_8: Final = "utf-8"
@@ -71,12 +72,12 @@ class Charset:
     further: tuple[str, ...] = ()
     """Of the others that are known."""
 
-    @classmethod
-    @functools.lru_cache(maxsize=64)
-    def of(cls, raw: bytes) -> "Charset":
+    @staticmethod
+    @remembered(64, 256)
+    def of(raw: bytes, /) -> "Charset":
         """From the bytes of the element; any bytes."""
         first, *further = [_CODECS.get(_key(term), "") for term in raw.decode("latin-1").split("\\")]
-        return cls(first, tuple(codec for codec in further if codec))
+        return Charset(first, tuple(codec for codec in further if codec))
 
     def decode(self, raw: bytes, delimiters: bytes) -> str:
         """The text of a value; `delimiters` are where designations end (PS3.5 6.1.2.5.3)."""

@@ -78,7 +78,7 @@ class Connection:
         self._max_pdu = max_pdu
         self._stall_s = stall_s
         self._told_s = -1.0
-        """How long the kernel lets a call wait."""
+        """How long a call may wait, as the socket was told."""
         self._news = select.poll()
         self._news.register(connected, select.POLLIN)
         # The kernel fills a buffer and keeps the time: one call for what would otherwise be many, and each
@@ -197,7 +197,9 @@ class Connection:
     def _wait_at_most(self, seconds: float) -> None:
         """Let the next call wait for no longer. Raises TimeoutError when it would have nothing to read."""
         if not self._is_plain:
-            self._socket.settimeout(seconds)
+            if seconds != self._told_s:
+                self._told_s = seconds
+                self._socket.settimeout(seconds)
             return
         # The kernel is told the usual limit once; any other wait is one call more.
         if self._told_s != self._stall_s:

@@ -38,6 +38,7 @@ from dicomfs.errors import NotDicom, UnreadableDataSet
 from dicomfs.model import Header
 from dicomfs.naming import short_hash
 from dicomfs.outline import MAX_HEAD_BYTES, RELEVANT, Packer
+from dicomfs.remember import remembered
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -323,7 +324,7 @@ _DATE_TIME: Final = re.compile(rf"(?P<day>[0-9]{{8}})(?P<clock>{_CLOCK})?(?P<zon
 _ZONE: Final = re.compile(r"(?P<sign>[+-])(?P<hours>0[0-9]|1[0-4])(?P<minutes>[0-5][0-9])")
 
 
-@functools.lru_cache(maxsize=1024)  # the images of an exam have the same few days
+@remembered(256, 10)
 def _day(text: str) -> str:
     match = _DATE.fullmatch(text)
     if match is None:

@@ -36,7 +36,7 @@ from dicomfs.filemeta import file_meta, plain_ae
 from dicomfs.header import read_header
 from dicomfs.index import INDEX_NAME, Index
 from dicomfs.indexfile import REBUILD
-from dicomfs.intake import Intake
+from dicomfs.lane import Lane
 from dicomfs.logtext import uid_text, where
 from dicomfs.model import Duplicates, Header, Outcome, Receipt
 from dicomfs.pressure import Space
@@ -145,38 +145,40 @@ class Ingest:
             log.info("removed %d spool files that a killed process had left", removed)
         return cls(store, archive, index, duplicates, keep_free)
 
-    def intake(self) -> Intake:
+    def lane(self) -> Lane:
         """For a sender of many objects, to be given to `receive`."""
-        return Intake(self.archive)
+        return Lane(self.archive)
 
     def receive(
         self,
         parts: Iterable[bytes | memoryview],
         receipt: Receipt,
-        intake: Intake | None = None,
+        lane: Lane | None = None,
         *,
         keep_refused: bool = True,
     ) -> Outcome:
         """Take in one encoded data set; when this returns, file, directory entry and index row are durable.
 
-        `intake`: has the spool file that is done with, for its `rest`.
+        `lane`: gets the spool file of what is stored, to be closed when there is time.
 
         Raises UnreadableDataSet or IdentityMismatch (with `keep_refused` the data set is then kept aside
         in quarantine), StoreFull or StoreUnavailable (nothing is kept). Blocks; call it from a thread.
         """
-        if intake is None:
-            with self.intake() as own:
+        if lane is None:
+            with self.lane() as own:
                 return self.receive(parts, receipt, own, keep_refused=keep_refused)
         with self._counted():
-            prepared = self._spooled(parts, receipt, intake, keep_refused=keep_refused)
-            try:
+            prepared = self._spooled(parts, receipt, lane, keep_refused=keep_refused)
+            with ExitStack() as undo:
+                undo.push(prepared.spool)
                 if prepared.spool.size > _AT_ONCE_BYTES or not self._commit_now(prepared):
                     with self._archive_errors():
                         prepared.spool.sync()
                     self.commit(prepared)
-                return prepared.done.result()
-            finally:
-                intake.leave(prepared.spool)
+                outcome = prepared.done.result()
+                undo.pop_all()
+            lane.leave(prepared.spool)
+            return outcome
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -214,7 +216,7 @@ class Ingest:
 
         Hand the result to `commit`, or close its spool. Raises as `receive`.
         """
-        prepared = self._spooled(parts, receipt, self.intake(), keep_refused=keep_refused)
+        prepared = self._spooled(parts, receipt, self.lane(), keep_refused=keep_refused)
         with self._archive_errors(), ExitStack() as undo:
             undo.push(prepared.spool)
             # Here, where those who wait do so side by side, and not in the committer's turn.
@@ -223,7 +225,7 @@ class Ingest:
         return prepared
 
     def _spooled(
-        self, parts: Iterable[bytes | memoryview], receipt: Receipt, intake: Intake, *, keep_refused: bool
+        self, parts: Iterable[bytes | memoryview], receipt: Receipt, lane: Lane, *, keep_refused: bool
     ) -> Prepared:
         """As `prepare`, and not yet durable."""
         # As the file meta information will have it, so that the index says the same.
@@ -231,7 +233,7 @@ class Ingest:
         receipt = replace(receipt, duplicates=self._duplicates, source_ae=source_ae)
         with self._archive_errors(), ExitStack() as undo:
             self.space.check()
-            spool = undo.enter_context(intake.spool(receipt.transfer_syntax))
+            spool = undo.enter_context(lane.spool(receipt.transfer_syntax))
             looked_at = 0
             for part in parts:
                 spool.write(part)

@@ -6,11 +6,12 @@ under which two names are one on some client. `ingest.py` stores what comes from
 file names back with `parse_file_name`.
 """
 
-import functools
 import hashlib
 import re
 import unicodedata
 from typing import NamedTuple
+
+from dicomfs.remember import remembered
 
 # The budget of a path, in UTF-16 units, since that is what Windows counts: its ordinary API takes 259.
 #   40  `\\server\share\`, such as `\\radiology-fs.hospital.example\imaging\`
@@ -99,7 +100,7 @@ class FileName(NamedTuple):
     """1 to 8 lower-case letters and digits, without the dot."""
 
 
-@functools.lru_cache(maxsize=256)
+@remembered(256, 200)
 def fold(name: str) -> str:
     """Key under which two names are the same folder on some client.
 
@@ -168,7 +169,7 @@ def exam_suffix(study_time: str) -> str:
     return f"{study_time[:2]}.{study_time[2:4]}.{study_time[4:]}"
 
 
-@functools.lru_cache(maxsize=256)  # of each image that comes in, and hundreds have the same
+@remembered(256, 200)
 def series_label(text: str) -> str:
     """First part of a file name; never ends in `_` and a number, so that names parse from the right."""
     label = component(text, SERIES_UNITS)

@@ -14,12 +14,13 @@ what was packed. Names no patient.
 Pure. Called by `header` (`pack`) and `image` (`unpack`).
 """
 
-import functools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
+
+from dicomfs.remember import remembered
 
 VERSION: Final = 1
 MAX_HEAD_BYTES: Final = 1 << 20
@@ -145,7 +146,7 @@ class Packer:
         return _HEAD.pack(VERSION, self._explicit, zlib.crc32(packed, zlib.crc32(head))) + packed
 
 
-@functools.lru_cache(maxsize=256)  # those of a series are often equal
+@remembered(256, 1024)
 def _deflated(raw: bytes) -> bytes:
     deflater = zlib.compressobj(9, zlib.DEFLATED, _WINDOW_BITS, _MEMORY_LEVEL, zlib.Z_FIXED, _COMMON)
     return deflater.compress(raw) + deflater.flush()

@@ -3,7 +3,8 @@
 Everything is found again by rendering: so the file (`renditionsfile.py`) can be deleted at any time. Several
 mounts of one store share it; whoever decides first is right, everybody else reads that back. So two mounts
 never show one pool with two grey scales. Sizes are written many at a time: a crash loses some of them, and
-never more than that. Called by `tree.py` (reads), `present.py`, `pools.py`, `follow.py` and `ahead.py`.
+never more than that. Called by `tree.py` and `aspect.py` (reads), `present.py`, `pools.py`, `follow.py` and
+`ahead.py`.
 """
 
 import contextlib

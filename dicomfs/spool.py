@@ -38,7 +38,7 @@ class Whole(Protocol):
 class Spool:
     """One data set on its way in: an open, locked file in `incoming/`.
 
-    Closing it removes what was not published.
+    Closing it removes its name here: what was not published is gone.
     """
 
     path: Path
@@ -60,6 +60,12 @@ class Spool:
     def __post_init__(self) -> None:
         self._hash = content_hash(self.transfer_syntax)
         os.lseek(self.fd, DATA_SET_OFFSET, os.SEEK_SET)
+
+    def expect(self, transfer_syntax: str) -> None:
+        """What will be written is in this transfer syntax; nothing has been yet."""
+        if transfer_syntax != self.transfer_syntax:
+            self.transfer_syntax = transfer_syntax
+            self._hash = content_hash(transfer_syntax)
 
     def write(self, part: bytes | memoryview) -> None:
         """Append to the data set. Raises OSError."""

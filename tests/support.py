@@ -1,5 +1,6 @@
 """What tests and the demonstration share: waiting for a condition, real programs, the real command line."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -227,3 +228,14 @@ def unmount(mountpoint: Path) -> None:
     """Lazily unmount, if something is mounted there; looks at the mount table only."""
     if mounted(mountpoint):
         subprocess.run(["fusermount3", "-uz", str(mountpoint)], check=False, capture_output=True, timeout=30)
+
+
+def opened_below(folder: Path) -> list[Path]:
+    """Files below a folder that this process has open, by the names that they had."""
+    found = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile, as that of the folder is
+            path = Path(str(link.readlink()).removesuffix(" (deleted)"))
+            if folder in path.parents:
+                found.append(path)
+    return found

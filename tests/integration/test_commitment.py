@@ -63,6 +63,7 @@ def archive(
     keeper: "Callable[[], Scripted] | None" = None,
     reporter: Reporter | None = None,
     pause_s: float = 0.1,
+    idle_s: float = 300.0,
     access: Access | None = None,
     certificates: Certificates | None = None,
 ) -> Iterator[Archive]:
@@ -78,7 +79,7 @@ def archive(
             "DICOMFS",
             ingest,
             commitment=service,
-            limits=Limits(pause_s=pause_s),
+            limits=Limits(pause_s=pause_s, idle_s=idle_s),
             access=access,
             certificates=certificates,
         )
@@ -156,6 +157,16 @@ def test_on_the_same_association_while_it_is_open_and_still(tmp_path: Path) -> N
             result = modality.result()
             assert result == Result(request.TransactionUID, 1, [references[0][1]], [], "")
         assert association.send_c_echo().Status == 0
+
+
+def test_on_the_same_association_before_it_is_given_up_as_idle(tmp_path: Path) -> None:
+    modality = Modality()
+    with archive(tmp_path / "s", idle_s=1.0) as it:
+        with modality.association(it.port, CT) as association:
+            references = sent(association, image())
+        with modality.association(it.port) as association:
+            assert ask(association, information(references)) == 0
+            assert modality.result().event_type == 1
 
 
 def test_several_requests_on_one_association(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ from dicomfs.errors import (
 )
 from dicomfs.filemeta import DATA_SET_OFFSET
 from dicomfs.ingest import Ingest
-from dicomfs.intake import Intake
+from dicomfs.lane import Lane
 from dicomfs.model import Outcome, Receipt, Stored
 from dicomfs.negotiation import is_storage, preferred
 from dicomfs.scp import StorageSCP
@@ -53,6 +53,7 @@ from tests.support import (
     connects,
     free_port,
     lacking,
+    opened_below,
     require,
     running,
     shipped,
@@ -419,11 +420,11 @@ class Scripted:
     action: Callable[[Receipt], None] = lambda _: None
     received: list[tuple[bytes, Receipt]] = field(default_factory=list)
 
-    def intake(self) -> Intake:
+    def lane(self) -> Lane:
         """One that is never asked for a spool file."""
-        return Intake(Archive(Path("/nowhere")))
+        return Lane(Archive(Path("/nowhere")))
 
-    def receive(self, parts: Sequence[bytes | memoryview], receipt: Receipt, _intake: Intake) -> Outcome:
+    def receive(self, parts: Sequence[bytes | memoryview], receipt: Receipt, _lane: Lane) -> Outcome:
         self.action(receipt)
         self.received.append((b"".join(parts), receipt))
         return Outcome(Stored.NEW, receipt.sop_instance_uid or "")
@@ -944,7 +945,8 @@ def test_a_sender_that_pauses_has_no_file_open(door: Door) -> None:
     first, second = (synthetic(f"1.2.826.0.1.3680043.8.498.{n}") for n in (130, 131))
     with Wire(door.port, [(MR, [EXPLICIT])]) as wire:
         assert wire.store(first.data_set, MR, first.sop_uid) == (0, "")
-        wait_until(lambda: not door.incoming(), "nothing in the spool")
+        wait_until(lambda: not opened_below(door.store / "incoming"), "the end of its last use")
+        assert not door.incoming()
         assert wire.store(second.data_set, MR, second.sop_uid) == (0, "")
     assert len(door.originals()) == 2
 

@@ -16,7 +16,7 @@ SHOW = (
 )
 """What a mount is made of."""
 ORDER = (
-    *("errors", "logtext", "model", "recipes", "values", "naming", "spelling", "selection"),
+    *("errors", "logtext", "model", "recipes", "values", "remember", "naming", "spelling", "selection"),
     *("access", "peers", "scpoptions", "config"),
     *("activity", "figures", "slotfile", "runfile", "mountfile"),
     *("identity", "charset", "elements", "outline", "header"),
@@ -28,7 +28,7 @@ ORDER = (
     *("lock", "schema", "statement", "rows", "queries", "database"),
     *("owners", "retired", "writer", "indexfile", "index"),
     *("removal", "forget", "census", "renditionsfile", "renditions", "pressure"),
-    *("service", "batch", "committer", "committerprocess", "intake", "ingest"),
+    *("service", "batch", "committer", "committerprocess", "lane", "ingest"),
     *("verify", "findings", "scrub", "plan", "reindex"),
     *("negotiation", "tls", "connection", "dimse", "messages", "handshake"),
     *("commitment", "commitments", "safekeeping", "reporter", "commitmentservice", "actions"),
@@ -46,7 +46,7 @@ RECEIVE = {
     "batch",
     "committer",
     "committerprocess",
-    "intake",
+    "lane",
     "ingest",
     "negotiation",
     "tls",

@@ -1,9 +1,9 @@
-"""One sender's spool files: the next is made, and the last is put away, while the sender is busy itself.
+"""One sender's lane into the spool: the next file is made, the last is put away, while the sender is busy.
 
 Between its answer and its next object a sender reads a file or makes an image. What can be done then need
-not be waited for: to open a spool file and to remove one takes as long as to read a header. A sender that
-pauses has no file open: its file system may have to be unmounted. Used by `association.py` (one for each
-association) and `ingest.py`.
+not be waited for: to open a spool file and to remove one takes as long as to read a header. While a sender
+is silent, or the store in trouble, no file is kept open: its file system may have to be unmounted. Used by
+`association.py` (one for each association) and `ingest.py`.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from dicomfs.archive import Archive
 from dicomfs.spool import Spool
 
 
-class Intake:
+class Lane:
     """For one thread. Close it, or use it as a context manager."""
 
     def __init__(self, archive: Archive) -> None:
@@ -27,14 +27,13 @@ class Intake:
         Raises OSError.
         """
         spool, self._next = self._next, None
-        if spool is not None:
-            if spool.transfer_syntax == transfer_syntax:
-                return spool
-            spool.close()
-        return self._archive.spool(transfer_syntax)
+        if spool is None:
+            return self._archive.spool(transfer_syntax)
+        spool.expect(transfer_syntax)
+        return spool
 
     def leave(self, spool: Spool) -> None:
-        """It is done with, whatever has become of it: closed when there is time."""
+        """What was in it is stored: it is closed when there is time."""
         self._put_away()
         self._last = spool
 
@@ -45,17 +44,14 @@ class Intake:
         if last is not None and self._next is None:
             # Met again, and told, when there is something to be stored.
             with contextlib.suppress(OSError):
-                # Most senders go on with the same.
                 self._next = self._archive.spool(last.transfer_syntax)
 
-    def pause(self) -> None:
-        """The sender is not busy with the next object: no file is kept open for it. Never raises."""
+    def close(self) -> None:
+        """Keep no file open; until the next object is stored no other is made. Never raises."""
         self._put_away()
         if self._next is not None:
             self._next.close()
             self._next = None
-
-    close = pause
 
     def _put_away(self) -> None:
         if self._last is not None:
