@@ -36,6 +36,7 @@ _TEXTS_KEPT = 256
 
 _REQUEST_HEAD = struct.Struct(">II")
 _ANSWER_HEAD = struct.Struct(">4sIBII")
+REQUEST_HEAD_BYTES = _REQUEST_HEAD.size
 
 
 class BrokenAnswer(Exception):
@@ -210,37 +211,40 @@ class AnswerReader:
     `max_data_bytes` bounds the picture. Memory grows with what has arrived, never with what was announced.
     """
 
-    __slots__ = ("_head", "_job", "_max_data_bytes", "_missing", "_pieces")
+    __slots__ = ("_head", "_job", "_max_data_bytes", "_pieces", "missing")
 
     def __init__(self, job: int, max_data_bytes: int = MAX_DATA_BYTES) -> None:
         self._job = job
         self._max_data_bytes = max_data_bytes
         self._pieces: list[bytes] = []
+        """What has arrived of the head, then of what follows it."""
         self._head: tuple[Status, int] | None = None
-        self._missing = _ANSWER_HEAD.size
+        self.missing = _ANSWER_HEAD.size
+        """Bytes that are known to be still to come: of the head, then of all. What follows is another's."""
 
     def feed(self, piece: bytes) -> Answer | None:
         """Take one piece; the answer once it is complete. Raises BrokenAnswer, once and for all."""
         self._pieces.append(piece)
-        self._missing -= len(piece)
-        if self._head is None and self._missing <= 0:
+        self.missing -= len(piece)
+        if self._head is None and self.missing <= 0:
             self._check_head()
-        if self._head is None or self._missing > 0:
+        if self._head is None or self.missing > 0:
             return None
-        if self._missing < 0:
-            raise BrokenAnswer(f"{-self._missing} bytes beyond the answer")
+        if self.missing < 0:
+            raise BrokenAnswer(f"{-self.missing} bytes beyond the answer")
         status, text_bytes = self._head
-        data_start = _ANSWER_HEAD.size + text_bytes
-        view = memoryview(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces))
+        # Most pictures come in one piece and without text: they are not copied.
+        body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        if not text_bytes:
+            return Answer(self._job, status, "", body)
         try:
-            text = str(view[_ANSWER_HEAD.size : data_start], "utf-8")
+            text = str(body[:text_bytes], "utf-8")
         except UnicodeDecodeError as error:
             raise BrokenAnswer("text is not UTF-8") from error
-        return Answer(self._job, status, text, bytes(view[data_start:]))
+        return Answer(self._job, status, text, body[text_bytes:])
 
     def _check_head(self) -> None:
         whole = b"".join(self._pieces)
-        self._pieces = [whole]
         magic, job, status, text_bytes, data_bytes = _ANSWER_HEAD.unpack_from(whole)
         if magic != MAGIC:
             raise BrokenAnswer("magic number is wrong")
@@ -251,7 +255,9 @@ class AnswerReader:
         if text_bytes > MAX_TEXT_BYTES or data_bytes > self._max_data_bytes:
             raise BrokenAnswer(f"announces {text_bytes} bytes of text and {data_bytes} of data")
         self._head = Status(status), text_bytes
-        self._missing += text_bytes + data_bytes
+        self.missing += text_bytes + data_bytes
+        rest = whole[_ANSWER_HEAD.size :]
+        self._pieces = [rest] if rest else []
 
 
 _STATUSES = frozenset(int(status) for status in Status)

@@ -7,8 +7,10 @@ only, on trio's thread.
 import fcntl
 import logging
 import os
+import select
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self
@@ -16,7 +18,15 @@ from typing import Self
 import trio
 
 from dicomfs.errors import WorkerStartFailed
-from dicomfs.protocol import READY_JOB, Answer, AnswerReader, BrokenAnswer, Status, frame_request
+from dicomfs.protocol import (
+    READY_JOB,
+    REQUEST_HEAD_BYTES,
+    Answer,
+    AnswerReader,
+    BrokenAnswer,
+    Status,
+    frame_request,
+)
 from dicomfs.service import python_path
 
 log = logging.getLogger(__name__)
@@ -27,8 +37,8 @@ DEATH_LIMIT_S = 1.0
 """From the end of a process's output to the end of the process."""
 PIPE_BYTES = 1 << 20
 """Capacity of the answer pipe: most pictures arrive in one piece."""
-FIRST_PIECE_BYTES = 1 << 17
-"""Room for most pictures; memory for a whole pipe costs more to get than to read into."""
+_PUT_BYTES = select.PIPE_BUF - REQUEST_HEAD_BYTES
+"""So much is written whole or not at all (pipe(7))."""
 LAST_WORDS_CHARACTERS = 4_000
 
 
@@ -46,6 +56,9 @@ class WorkerProcess:
         self._pidfd = os.pidfd_open(process.pid)
         self.pid = process.pid
         self.jobs = 0
+        """That it has been given."""
+        self._due: deque[int] = deque()
+        """Numbers of those that it has not answered."""
         for number in (self._in, self._out, self._err):
             os.set_blocking(number, False)
         with suppress(OSError):  # the user's share of pipe memory is used up: slower, not wrong
@@ -76,14 +89,9 @@ class WorkerProcess:
         await self.end()
         raise WorkerStartFailed(f"The render worker does not start ({why}): {words}")
 
-    async def ask(self, body: bytes) -> Answer:
-        """Do one job. Raises WorkerDied, BrokenAnswer; after these and after cancellation, `end` it."""
-        self.jobs += 1
-        await self._write(frame_request(self.jobs, body))
-        return await self._read(AnswerReader(self.jobs))
-
-    async def _write(self, request: bytes) -> None:
-        rest = memoryview(request)
+    async def send(self, body: bytes) -> None:
+        """Give it a job; it has none. Raises WorkerDied; after that and after cancellation, `end` it."""
+        rest = memoryview(frame_request(self.jobs + 1, body))
         while rest:
             try:
                 rest = rest[os.write(self._in, rest) :]
@@ -91,21 +99,49 @@ class WorkerProcess:
                 await trio.lowlevel.wait_writable(self._in)
             except BrokenPipeError:
                 raise WorkerDied from None
+        self._is_given()
+
+    def put(self, body: bytes) -> bool:
+        """Put a job behind the one that it has; False when that cannot be done whole and at once."""
+        if len(body) > _PUT_BYTES:
+            return False
+        try:
+            os.write(self._in, frame_request(self.jobs + 1, body))
+        except (BlockingIOError, BrokenPipeError):  # the job that it has will show that it has ended
+            return False
+        self._is_given()
+        return True
+
+    def _is_given(self) -> None:
+        self.jobs += 1
+        self._due.append(self.jobs)
+
+    @property
+    def due(self) -> int:
+        """Jobs that it has been given and has not answered."""
+        return len(self._due)
+
+    async def answer(self) -> Answer:
+        """Of the earliest job that is due. Raises WorkerDied, BrokenAnswer; after these and after
+        cancellation, `end` it."""
+        answer = await self._read(AnswerReader(self._due[0]))
+        self._due.popleft()
+        return answer
 
     async def _read(self, reader: AnswerReader) -> Answer:
-        room = FIRST_PIECE_BYTES
+        # First: an answer takes far longer than it takes us to come here.
+        await trio.lowlevel.wait_readable(self._out)
         while True:
-            # First: an answer takes far longer than it takes us to come here.
-            await trio.lowlevel.wait_readable(self._out)
             try:
-                piece = os.read(self._out, room)
+                # No more than belongs to this answer: the next may have come, too.
+                piece = os.read(self._out, min(reader.missing, PIPE_BYTES))
             except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._out)
                 continue
             if not piece:
                 raise WorkerDied
             if (answer := reader.feed(piece)) is not None:
                 return answer
-            room = PIPE_BYTES
 
     def has_ended(self) -> bool:
         """True when the process is gone, whoever ended it."""

@@ -1,9 +1,8 @@
 """Rendering in worker processes: who renders what, and when; bounded, with priorities and a time limit.
 
-`Workers` owns up to `count` processes of `worker.py`, each with one job at a time. What is more urgent goes
-first (`turns.Urgency`). With two or more workers one is never given background work, nor what somebody is
-about to ask for unless that is quickly done, so that nobody waits behind it. A process that is silent too
-long, dies or talks nonsense is killed and replaced. It never decodes a picture, opens an original, or keeps
+`Workers` owns up to `count` processes of `worker.py`; what each does next, `schedule.py` decides. A process
+that is silent too long, dies or talks nonsense is killed and replaced. That is held against the job that it was
+at, never against one that was in its pipe behind that. It never decodes a picture, opens an original, or keeps
 a result: that is `cache.py`.
 Used by the mount; everything here belongs to trio's thread.
 
@@ -11,10 +10,11 @@ Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled
 """
 
 import logging
+import math
 import signal
 import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -35,7 +35,8 @@ from dicomfs.protocol import (
     encode_request,
     sentence,
 )
-from dicomfs.turns import Turns, Urgency
+from dicomfs.schedule import Job, Place, Schedule
+from dicomfs.turns import Urgency
 from dicomfs.workerprocess import WorkerDied, WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,6 @@ WORKER_COMMAND = (sys.executable, "-P", "-m", "dicomfs.worker")
 """`-P`: nothing that lies in the current folder is imported."""
 READY_AT_ONCE = 4
 """So many processes are started at once, the others on demand: each takes 30 MB before its first job."""
-QUICK_S = 0.05
-"""What somebody is about to ask for may have all processes as long as it takes less than this: so long do
-others wait behind it."""
 START_FAILURES_IN_A_ROW = 3
 """So many, after a good start, and `Workers.run` gives up: the installation changed under our feet."""
 
@@ -76,27 +74,6 @@ class Statistics:
     processes: int
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    body: bytes
-    urgency: Urgency
-    asker: Hashable = None
-    crashes: int = 0
-    exhausted: int = 0
-    abandoned: bool = False
-    """Nobody waits for it any more."""
-    outcome: Answer | RenderFailed | NotDisplayable | None = None
-    finished: trio.Event = field(default_factory=trio.Event)
-
-
-@dataclass(eq=False, slots=True)
-class _Idle:
-    """A process with nothing to do, and the job that it is given."""
-
-    job: _Job | None = None
-    called: trio.Event = field(default_factory=trio.Event)
-
-
 class Workers:
     """Up to `count` render processes of at most `memory_bytes` address space each.
 
@@ -120,12 +97,7 @@ class Workers:
         self._start_limit_s = start_limit_s
         self._recycle_after = recycle_after
         self._command = command
-        self._queues: dict[Urgency, Turns[_Job]] = {urgency: Turns() for urgency in Urgency}
-        self._next_s = 1.0
-        """What jobs of `Urgency.NEXT` may take, the longest of the latest few; slow until it is known."""
-        self._running: set[_Job] = set()
-        self._idle: list[_Idle] = []
-        self._cold: list[trio.Event] = []
+        self._schedule = Schedule(recycle_after)
         self._closed = False
         self._start_failures = 0
         self._broken: WorkerStartFailed | None = None
@@ -138,22 +110,20 @@ class Workers:
         *Cancellation*: every process is killed, every job still waited for ends in RenderFailed.
         """
         try:
-            first = await self._start()
+            first, *more = [self._schedule.open() for _ in range(self._count)]
+            first.process = await self._start()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._slot, first, nursery.cancel_scope)
                 task_status.started()
-                for number in range(1, self._count):
-                    another = await self._try_to_start() if number < READY_AT_ONCE else None
-                    nursery.start_soon(self._slot, another, nursery.cancel_scope)
+                for number, place in enumerate(more, start=1):
+                    place.process = await self._try_to_start() if number < READY_AT_ONCE else None
+                    nursery.start_soon(self._slot, place, nursery.cancel_scope)
             if self._broken is not None:
                 raise self._broken
         finally:
             self._closed = True
-            waiting = [job for queue in self._queues.values() for _, job in queue]
-            for job in (*waiting, *self._running):
+            for job in self._schedule.clear():
                 self._finish(job, RenderFailed("Rendering has stopped"))
-            for queue in self._queues.values():
-                queue.clear()
 
     async def render(
         self,
@@ -229,26 +199,19 @@ class Workers:
         self, source: Source, recipe: Recipe, window: PoolWindow | None, *, asker: Hashable = None
     ) -> None:
         """Somebody waits for what was asked for as less urgent: if it has not begun, it is his now."""
-        less_urgent = [queue for urgency, queue in self._queues.items() if urgency is not Urgency.WAITED]
-        if not any(less_urgent):
-            return
-        body = encode_request(RenderRequest(source, recipe, window))
-        job = next((job for queue in less_urgent for _, job in queue if job.body == body), None)
-        if job is not None:
-            self._queue(job).remove(job.asker, job)
-            job.urgency, job.asker = Urgency.WAITED, asker
-            self._queue(job).put(asker, job)
-            self._dispatch()
+        if self._schedule.is_any_unwaited():
+            self._schedule.hurry(encode_request(RenderRequest(source, recipe, window)), asker)
 
     def statistics(self) -> Statistics:
         """Counters and gauges of this moment."""
+        waiting, running = self._schedule.counts()
         return Statistics(
             done=self._done,
             failed=self._failed,
             crashed=self._crashed,
             timed_out=self._timed_out,
-            waiting=sum(map(len, self._queues.values())),
-            running=len(self._running),
+            waiting=waiting,
+            running=running,
             processes=self._processes,
         )
 
@@ -259,14 +222,14 @@ class Workers:
         if self._closed:
             raise RenderFailed("Rendering has stopped")
         # Background work is done in the order in which it is asked for.
-        job = _Job(encode_request(request), urgency, None if urgency is Urgency.SPARE else asker)
-        self._queue(job).put(job.asker, job)
-        self._dispatch()
+        asker = None if urgency is Urgency.SPARE else asker
+        is_picture = isinstance(request, RenderRequest)
+        job = Job(encode_request(request), urgency, asker, is_picture=is_picture)
+        self._schedule.put(job)
         try:
             await job.finished.wait()
         except trio.Cancelled:
-            job.abandoned = True
-            self._queue(job).remove(job.asker, job)
+            self._schedule.remove(job)
             raise
         if isinstance(job.outcome, Answer):
             return job.outcome
@@ -283,37 +246,7 @@ class Workers:
             raise RenderFailed(sentence(answer.text))
         return answer
 
-    def _queue(self, job: _Job) -> Turns[_Job]:
-        return self._queues[job.urgency]
-
-    def _next(self) -> Turns[_Job] | None:
-        """The queue whose first job may run now."""
-        unwaited = sum(job.urgency is not Urgency.WAITED for job in self._running)
-        for urgency, queue in self._queues.items():
-            if queue and unwaited < self._most(urgency):
-                return queue
-        return None
-
-    def _most(self, urgency: Urgency) -> int:
-        """Processes that may do what nobody waits for, when another such job is of this urgency."""
-        is_quick = urgency is Urgency.NEXT and self._next_s <= QUICK_S
-        return self._count if is_quick or urgency is Urgency.WAITED else max(1, self._count - 1)
-
-    def _dispatch(self) -> None:
-        """Give jobs to idle processes; if none is idle have one more started."""
-        while (queue := self._next()) is not None:
-            if not self._idle:
-                if self._cold:
-                    self._cold.pop().set()
-                return
-            idle = self._idle.pop()
-            job = queue.take()
-            self._running.add(job)
-            idle.job = job
-            idle.called.set()
-
-    def _finish(self, job: _Job, outcome: Answer | RenderFailed | NotDisplayable) -> None:
-        self._running.discard(job)
+    def _finish(self, job: Job, outcome: Answer | RenderFailed | NotDisplayable) -> None:
         if isinstance(outcome, RenderFailed):
             self._failed += not job.abandoned
         else:
@@ -323,37 +256,32 @@ class Workers:
 
     # -- the side of the processes
 
-    async def _slot(self, process: WorkerProcess | None, everything: trio.CancelScope) -> None:
+    async def _slot(self, place: Place, everything: trio.CancelScope) -> None:
         """One place for a process: start it on demand, use it, replace it."""
-        retry: _Job | None = None
-        if process is None:
-            await self._wait_for_demand()
+        if place.process is None:
+            await self._schedule.demand()
         while True:
-            if process is None:
+            if place.process is None:
                 try:
-                    process = await self._start()
+                    place.process = await self._start()
                 except WorkerStartFailed as error:
                     log.warning("%s", error)
                     if self._start_failures >= START_FAILURES_IN_A_ROW:
                         self._broken = error
                         everything.cancel()
-                    if retry is not None:
-                        self._finish(retry, RenderFailed("No render worker could be started"))
-                        retry = None
-                    await self._wait_for_demand()
+                    if place.job is not None:
+                        self._finish(place.job, RenderFailed("No render worker could be started"))
+                        place.job = None
+                    await self._schedule.demand()
                     continue
+            process = place.process
             try:
-                retry = await self._use(process, retry)
+                await self._use(place, process)
             finally:
                 self._processes -= 1
+                place.process = None
+                self._schedule.lose(place)
                 await process.end()
-            process = None
-
-    async def _wait_for_demand(self) -> None:
-        demand = trio.Event()
-        self._cold.append(demand)
-        self._dispatch()
-        await demand.wait()
 
     async def _try_to_start(self) -> WorkerProcess | None:
         """A process before there is work for it; None: it is tried again when there is."""
@@ -375,68 +303,49 @@ class Workers:
         self._processes += 1
         return process
 
-    async def _use(self, process: WorkerProcess, job: _Job | None) -> _Job | None:
-        """Work until the process has to be replaced; the job that is to be tried again in the next one."""
-        while process.jobs < self._recycle_after:
-            if job is None:
-                job = await self._take()
-            if process.has_ended():  # killed while idle: not the job's fault
-                self._running.discard(job)
-                self._queue(job).put_back(job.asker, job)
-                self._dispatch()
-                return None
-            if job.abandoned:
-                self._finish(job, RenderFailed("Nobody waits"))
-            elif not await self._perform(process, job):
-                return None if job.finished.is_set() else job
-            self._dispatch()  # the end of what nobody waits for may let more of it begin elsewhere
-            job = None
-        return None
+    async def _use(self, place: Place, process: WorkerProcess) -> None:
+        """Work until the process has to be replaced; a job left in its place is tried again in the next."""
+        with trio.CancelScope() as limit:
+            while place.job is not None or process.jobs < self._recycle_after:
+                if place.job is None:
+                    limit.deadline = math.inf
+                    await self._schedule.take(place)
+                elif not await self._perform(place.job, place, process, limit):
+                    return
+        # The time of the job before may have run out in the very moment in which it was answered.
+        if limit.cancelled_caught and place.job is not None and trio.current_time() >= limit.deadline:
+            self._timed_out += 1
+            log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
+            self._finish(place.job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
 
-    async def _take(self) -> _Job:
-        queue = self._next()
-        if queue is not None and not self._idle:
-            # At once, before any caller goes on with a picture: the process has nothing to do meanwhile.
-            job = queue.take()
-            self._running.add(job)
-            return job
-        idle = _Idle()
-        self._idle.append(idle)
-        self._dispatch()
-        await idle.called.wait()
-        assert idle.job is not None  # noqa: S101 - set before `called`
-        return idle.job
-
-    async def _perform(self, process: WorkerProcess, job: _Job) -> bool:
+    async def _perform(self, job: Job, place: Place, process: WorkerProcess, limit: trio.CancelScope) -> bool:
         """Do one job; False when the process is of no more use."""
-        began = trio.current_time()
+        limit.deadline = trio.current_time() + self._time_limit_s
         try:
-            return await self._try(process, job)
-        finally:
-            took = trio.current_time() - began
-            self._queue(job).charge(job.asker, took)
-            if job.urgency is not Urgency.SPARE:
-                # Also of what somebody waits for: with that he begins to step.
-                self._next_s = max(took, self._next_s / 2)
+            if not process.due:
+                if process.has_ended():  # killed while idle: not the job's fault
+                    return False
+                if job.abandoned:
+                    self._finish(job, RenderFailed("Nobody waits"))
+                    self._schedule.end(place)
+                    return True
+                self._schedule.begin(place)
+                await process.send(job.body)
+            else:
+                self._schedule.begin(place)
+            self._schedule.dispatch()
+            answer = await process.answer()
+        except (WorkerDied, BrokenAnswer) as error:
+            await self._crash(process, job, error)
+            return False
+        if answer.status is Status.EXHAUSTED:
+            self._exhaust(job)
+            return False
+        self._finish(job, _judge(answer))
+        self._schedule.end(place)
+        return True
 
-    async def _try(self, process: WorkerProcess, job: _Job) -> bool:
-        with trio.move_on_after(self._time_limit_s):
-            try:
-                answer = await process.ask(job.body)
-            except (WorkerDied, BrokenAnswer) as error:
-                await self._crash(process, job, error)
-                return False
-            if answer.status is Status.EXHAUSTED:
-                self._exhaust(job)
-                return False
-            self._finish(job, _judge(answer))
-            return True
-        self._timed_out += 1
-        log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
-        self._finish(job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
-        return False
-
-    def _exhaust(self, job: _Job) -> None:
+    def _exhaust(self, job: Job) -> None:
         """What earlier jobs have left behind may take the memory: a fresh process has the second try."""
         job.exhausted += 1
         if job.abandoned:
@@ -444,7 +353,7 @@ class Workers:
         elif job.exhausted > 1:
             self._finish(job, NotDisplayable("It needs more memory than a render process may have"))
 
-    async def _crash(self, process: WorkerProcess, job: _Job, error: WorkerDied | BrokenAnswer) -> None:
+    async def _crash(self, process: WorkerProcess, job: Job, error: WorkerDied | BrokenAnswer) -> None:
         """Once may be the fault of an earlier job: the first crash is forgiven, the second ends the job."""
         self._crashed += 1
         job.crashes += 1

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from dicomfs import notice, render
-from dicomfs import workers as rendering
+from dicomfs import schedule
 from dicomfs.cache import Cache
 from dicomfs.errors import NotDisplayable, RenderFailed, WorkerStartFailed
 from dicomfs.model import PoolWindow, Recipe, Source
@@ -572,7 +572,7 @@ def test_one_of_two_workers_is_kept_free_of_what_may_be_slow(
 def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "QUICK_S", 0.5)
+    monkeypatch.setattr(schedule, "QUICK_S", 0.5)
 
     async def main() -> None:
         gates = [Gate(tmp_path, str(number)) for number in range(2)]
@@ -593,7 +593,7 @@ def test_what_is_asked_for_next_has_all_processes_once_it_was_quick(
 def test_what_was_slow_when_somebody_waited_for_it_leaves_a_process_free(
     command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rendering, "QUICK_S", 0.5)
+    monkeypatch.setattr(schedule, "QUICK_S", 0.5)
 
     async def main() -> None:
         slow, *gates = [Gate(tmp_path, str(number)) for number in range(3)]

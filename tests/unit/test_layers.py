@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dicomfs"
 SHOW = (
-    *("protocol", "lengths", "worker", "workerprocess", "turns", "workers", "twoqueue", "cache"),
-    *("cachefolder", "diskcache", "gate", "inode", "entries", "aspect", "tree", "changes", "pools"),
+    *("protocol", "lengths", "worker", "workerprocess", "turns", "schedule", "workers", "twoqueue"),
+    *("cache", "cachefolder", "diskcache", "gate", "inode", "entries", "aspect", "tree", "changes", "pools"),
     *("spans", "ahead", "follow", "stepping", "prefetch", "present", "view", "offline", "explain"),
     *("publish", "stalls", "callers", "pages", "folders", "fuse", "mount"),
 )
