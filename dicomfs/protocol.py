@@ -1,6 +1,6 @@
 """The language between the mount and its render workers: requests as JSON, answers as bounded raw bytes.
 
-    request   >II       job number, length of the JSON that follows
+    request   >II       job number, length of what follows: two lines of JSON, how and of what
     answer    >4sIBII   magic, job number, status, length of the text, length of the data; text; data
 
 The two directions are not alike. A request comes from the parent and is trusted. An answer comes from a
@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from dicomfs.model import Layout, PoolWindow, Recipe, Source
 
-MAGIC = b"dfw3"
+MAGIC = b"dfw4"
 """Changes with the protocol, so that a worker of another version is refused when it says it is ready."""
 READY_JOB = 0
 """Job number of the answer `READY`; jobs count from 1."""
@@ -103,8 +103,7 @@ class Status(IntEnum):
     """The job needs more memory than there is. In a fresh process that is the limit, and so for good."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """One message from a worker."""
 
     job: int
@@ -117,16 +116,16 @@ def encode_request(request: Request) -> bytes:
     """Body of a request, without its head: equal requests give equal bytes. Paths become absolute."""
     match request:
         case RenderRequest(source, recipe, window):
-            what = f'"render",{_source_text(source)},"recipe":{_text(recipe)},"window":{_text(window)}'
+            how, sources = f'"render","recipe":{_text(recipe)},"window":{_text(window)}', _source_text(source)
         case PoolRequest(members, policy):
-            what = f'"pool","members":[{_source_texts(members)}],"policy":{json.dumps(policy)}'
+            how, sources = f'"pool","policy":{json.dumps(policy)}', _source_texts(members)
         case ProbeRequest(recipe):
-            what = f'"probe","recipe":{_text(recipe)}'
+            how, sources = f'"probe","recipe":{_text(recipe)}', ""
         case LengthsRequest(members, recipe):
-            what = f'"lengths","members":[{_source_texts(members)}],"recipe":{_text(recipe)}'
+            how, sources = f'"lengths","recipe":{_text(recipe)}', _source_texts(members)
         case NoticeRequest(recipe, reason):
-            what = f'"notice","recipe":{_text(recipe)},"reason":{json.dumps(reason)}'
-    return f'{{"op":{what}}}'.encode("ascii")  # ASCII keeps undecodable path bytes
+            how, sources = f'"notice","recipe":{_text(recipe)},"reason":{json.dumps(reason)}', ""
+    return f'{{"op":{how}}}\n[{sources}]'.encode("ascii")  # ASCII keeps undecodable path bytes
 
 
 @lru_cache(maxsize=_TEXTS_KEPT)
@@ -137,43 +136,61 @@ def _text(value: Recipe | PoolWindow | None) -> str:
 
 def decode_request(body: bytes) -> Request:
     """The inverse of `encode_request`; trusted, so a malformed body is an ordinary exception (a bug)."""
-    fields: dict[str, Any] = json.loads(body)
-    match fields["op"]:
+    first_line, _, second_line = body.partition(b"\n")
+    how = _how(first_line)
+    sources = tuple(_source(*fields) for fields in json.loads(second_line))
+    match how.operation:
         case "render":
-            window = fields["window"]
-            return RenderRequest(
-                _source(fields), Recipe(**fields["recipe"]), None if window is None else PoolWindow(**window)
-            )
+            return RenderRequest(sources[0], how.recipe, how.window)
         case "pool":
-            return PoolRequest(tuple(_source(member) for member in fields["members"]), fields["policy"])
+            return PoolRequest(sources, how.text)
         case "probe":
-            return ProbeRequest(Recipe(**fields["recipe"]))
+            return ProbeRequest(how.recipe)
         case "lengths":
-            members = tuple(_source(member) for member in fields["members"])
-            return LengthsRequest(members, Recipe(**fields["recipe"]))
+            return LengthsRequest(sources, how.recipe)
         case "notice":
-            return NoticeRequest(Recipe(**fields["recipe"]), fields["reason"])
-    raise ValueError(f"unknown operation {fields['op']!r}")
+            return NoticeRequest(how.recipe, how.text)
+    raise ValueError(f"unknown operation {how.operation!r}")
+
+
+class _How(NamedTuple):
+    operation: str
+    recipe: Recipe
+    """Of no meaning for a pool."""
+    window: PoolWindow | None
+    text: str
+
+
+@lru_cache(maxsize=_TEXTS_KEPT)
+def _how(line: bytes) -> _How:
+    """The first line of a request, of which there are few different ones."""
+    fields: dict[str, Any] = json.loads(line)
+    recipe, window = fields.get("recipe", {"format": ""}), fields.get("window")
+    return _How(
+        fields["op"],
+        Recipe(**recipe),
+        None if window is None else PoolWindow(**window),
+        fields.get("policy") or fields.get("reason", ""),
+    )
 
 
 def _source_texts(sources: Iterable[Source]) -> str:
-    return ",".join(f"{{{_source_text(source)}}}" for source in sources)
+    return ",".join(map(_source_text, sources))
 
 
 def _source_text(source: Source) -> str:
-    """The fields of a source, without brackets."""
+    """A source as a list."""
     path, layout = source.path, source.layout
     absolute = path if path.is_absolute() else path.absolute()
     known = "null"
     if layout is not None:
         known = f'[{layout.size},{layout.pixel_offset},"{layout.outline.hex()}"]'
-    return f'"path":{json.dumps(str(absolute))},"frame":{source.frame},"layout":{known}'
+    return f"[{json.dumps(str(absolute))},{source.frame},{known}]"
 
 
-def _source(fields: dict[str, Any]) -> Source:
-    layout = fields["layout"]
+def _source(path: str, frame: int, layout: list[Any] | None) -> Source:
     known = None if layout is None else Layout(layout[0], layout[1], bytes.fromhex(layout[2]))
-    return Source(Path(fields["path"]), fields["frame"], known)
+    return Source(Path(path), frame, known)
 
 
 def frame_request(job: int, body: bytes) -> bytes:
@@ -250,17 +267,17 @@ class AnswerReader:
             raise BrokenAnswer("magic number is wrong")
         if job != self._job:
             raise BrokenAnswer(f"answer to job {job} instead of {self._job}")
-        if (status == Status.READY) != (job == READY_JOB) or status not in _STATUSES:
+        if status not in _STATUSES or (status == Status.READY) != (job == READY_JOB):
             raise BrokenAnswer(f"status {status} is not expected")
         if text_bytes > MAX_TEXT_BYTES or data_bytes > self._max_data_bytes:
             raise BrokenAnswer(f"announces {text_bytes} bytes of text and {data_bytes} of data")
-        self._head = Status(status), text_bytes
+        self._head = _STATUSES[status], text_bytes
         self.missing += text_bytes + data_bytes
         rest = whole[_ANSWER_HEAD.size :]
         self._pieces = [rest] if rest else []
 
 
-_STATUSES = frozenset(int(status) for status in Status)
+_STATUSES = {int(status): status for status in Status}
 
 
 def sentence(text: str) -> str:

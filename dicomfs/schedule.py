@@ -45,6 +45,7 @@ class Job:
     exhausted: int = 0
     abandoned: bool = False
     """Nobody waits for it any more."""
+    is_out_of_time: bool = False
     outcome: Answer | RenderFailed | NotDisplayable | None = None
     finished: trio.Event = field(default_factory=trio.Event)
 
@@ -61,8 +62,15 @@ class Place:
     """What is in its pipe behind that."""
     began: float | None = None
     """When it began with `job` (trio's clock); None: it has not."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """Around the use of its process; cancelled when the time of a job has run out."""
     called: trio.Event = field(default_factory=trio.Event)
     """It was idle and has been given a job."""
+
+    def use(self) -> trio.CancelScope:
+        """The scope for the use of another process."""
+        self.scope = trio.CancelScope()
+        return self.scope
 
     def is_late(self, now: float) -> bool:
         """Whether a job that somebody wants waits behind one that has turned out slow."""
@@ -144,12 +152,31 @@ class Schedule:
             return
         place.called = trio.Event()
         self._idle.append(place)
-        while place.job is None:
-            self.dispatch()
-            # Nobody says when a job becomes late.
-            is_any_piped = any(other.behind is not None for other in self._places)
-            with trio.move_on_after(PIPED_S if is_any_piped else math.inf):
-                await place.called.wait()
+        try:
+            while place.job is None:
+                self.dispatch()
+                # Nobody says when a job becomes late.
+                is_any_piped = any(other.behind is not None for other in self._places)
+                with trio.move_on_after(PIPED_S if is_any_piped else math.inf):
+                    await place.called.wait()
+        finally:
+            if place in self._idle:
+                self._idle.remove(place)
+
+    async def keep_time(self, limit_s: float) -> None:
+        """Cancel the use of processes that have been at one job for longer than that.
+
+        One task for all: to set a time limit for each job costs a tenth of what there is to do for a picture.
+        """
+        while True:
+            now = trio.current_time()
+            for place in self._places:
+                if place.job is not None and place.began is not None and place.began + limit_s <= now:
+                    place.job.is_out_of_time = True
+                    place.scope.cancel()
+            # A job that begins meanwhile has time until later than this.
+            rest = [one.began for one in self._places if one.began is not None and one.began + limit_s > now]
+            await trio.sleep_until(min(rest, default=now) + limit_s)
 
     def begin(self, place: Place) -> None:
         """The process of a place begins with its job now."""
@@ -198,12 +225,15 @@ class Schedule:
             place.called.set()
         if self._idle:
             return
-        if self._cold:
-            if self._next() is not None:
-                self._cold.pop().set()
-            return
-        while (room := self._room()) is not None and self._pipe(room):
-            pass
+        if not self._cold:
+            while (room := self._room()) is not None and self._pipe(room):
+                pass
+        elif self._next() is not None and self._starting() < sum(map(len, self._queues.values())):
+            self._cold.pop().set()
+
+    def _starting(self) -> int:
+        """Processes that are being started or replaced."""
+        return sum(place.process is None for place in self._places) - len(self._cold)
 
     def _pull(self) -> Job | None:
         """The job that runs next, if one may."""

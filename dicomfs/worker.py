@@ -175,13 +175,15 @@ def _silence() -> None:
 
 def _send(out: int, answer: Answer) -> None:
     """Write one answer whole; BrokenPipeError, when the parent is gone, ends the process."""
-    rest = [memoryview(part) for part in answer_parts(answer)]
+    parts = answer_parts(answer)
+    written = os.writev(out, parts)
+    rest = [memoryview(part) for part in parts]
     while rest:
-        written = os.writev(out, rest)
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if rest:
             rest[0] = rest[0][written:]
+            written = os.writev(out, rest)
 
 
 def run(load: Callable[[], Tasks], memory_bytes: int, parent_pid: int) -> None:

@@ -1,16 +1,15 @@
 """Rendering in worker processes: who renders what, and when; bounded, with priorities and a time limit.
 
 `Workers` owns up to `count` processes of `worker.py`; what each does next, `schedule.py` decides. A process
-that is silent too long, dies or talks nonsense is killed and replaced. That is held against the job that it was
-at, never against one that was in its pipe behind that. It never decodes a picture, opens an original, or keeps
-a result: that is `cache.py`.
+that is silent too long, dies or talks nonsense is killed and replaced. That is held against the job that it
+was at, never against one that was in its pipe behind it. It never decodes a picture, opens an original, or
+keeps a result: that is `cache.py`.
 Used by the mount; everything here belongs to trio's thread.
 
 Waiting jobs are bounded by the waiting callers: a job whose caller is cancelled leaves the queue.
 """
 
 import logging
-import math
 import signal
 import sys
 from collections.abc import Hashable, Sequence
@@ -113,6 +112,7 @@ class Workers:
             first, *more = [self._schedule.open() for _ in range(self._count)]
             first.process = await self._start()
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._schedule.keep_time, self._time_limit_s)
                 nursery.start_soon(self._slot, first, nursery.cancel_scope)
                 task_status.started()
                 for number, place in enumerate(more, start=1):
@@ -305,22 +305,19 @@ class Workers:
 
     async def _use(self, place: Place, process: WorkerProcess) -> None:
         """Work until the process has to be replaced; a job left in its place is tried again in the next."""
-        with trio.CancelScope() as limit:
+        with place.use() as scope:
             while place.job is not None or process.jobs < self._recycle_after:
                 if place.job is None:
-                    limit.deadline = math.inf
                     await self._schedule.take(place)
-                elif not await self._perform(place.job, place, process, limit):
+                elif not await self._perform(place.job, place, process):
                     return
-        # The time of the job before may have run out in the very moment in which it was answered.
-        if limit.cancelled_caught and place.job is not None and trio.current_time() >= limit.deadline:
+        if scope.cancelled_caught and place.job is not None and place.job.is_out_of_time:
             self._timed_out += 1
             log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
             self._finish(place.job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
 
-    async def _perform(self, job: Job, place: Place, process: WorkerProcess, limit: trio.CancelScope) -> bool:
+    async def _perform(self, job: Job, place: Place, process: WorkerProcess) -> bool:
         """Do one job; False when the process is of no more use."""
-        limit.deadline = trio.current_time() + self._time_limit_s
         try:
             if not process.due:
                 if process.has_ended():  # killed while idle: not the job's fault
@@ -329,10 +326,10 @@ class Workers:
                     self._finish(job, RenderFailed("Nobody waits"))
                     self._schedule.end(place)
                     return True
-                self._schedule.begin(place)
+            self._schedule.begin(place)
+            if not process.due:
                 await process.send(job.body)
-            else:
-                self._schedule.begin(place)
+            # Another may be put behind it; and what nobody waits for may begin elsewhere, if that has ended.
             self._schedule.dispatch()
             answer = await process.answer()
         except (WorkerDied, BrokenAnswer) as error:
@@ -372,10 +369,10 @@ class Workers:
 
 def _judge(answer: Answer) -> Answer | RenderFailed:
     """What the caller gets for an answer that came back whole."""
-    text = sentence(answer.text)
     if answer.status is Status.BUG:
+        text = sentence(answer.text)
         log.error("Bug in rendering: %s", text)
         return RenderFailed(f"Rendering failed by a fault of the program: {text}")
     if answer.status is Status.PASSING:
-        return RenderFailed(f"Rendering failed: {text}")
+        return RenderFailed(f"Rendering failed: {sentence(answer.text)}")
     return answer

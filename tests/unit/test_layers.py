@@ -96,7 +96,7 @@ HOME = {
     | {"indexfile", "index", "removal", "census"}
     | {"renditionsfile", "commitments"},
     "trio": {"workerprocess", "workers", "cache", "pools", "ahead", "follow", "present", "view", "offline"}
-    | {"publish", "folders", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
+    | {"schedule", "publish", "folders", "fuse", "mount", "stalls", "callers", "prefetch", "diskcache"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 

@@ -50,7 +50,7 @@ REQUESTS: list[Request] = [
 ]
 
 
-def head(magic: bytes = b"dfw3", job: int = 7, status: int = 2, text: int = 0, data: int = 0) -> bytes:
+def head(magic: bytes = b"dfw4", job: int = 7, status: int = 2, text: int = 0, data: int = 0) -> bytes:
     """An answer's head written out by hand, after the layout in the module's docstring."""
     return magic + struct.pack(">IBII", job, status, text, data)
 
@@ -79,7 +79,7 @@ def test_torn_request_is_the_end(kept_bytes: int) -> None:
 
 def test_unknown_operation_is_refused() -> None:
     with pytest.raises(ValueError, match="format"):
-        decode_request(b'{"op": "format"}')
+        decode_request(b'{"op": "format"}\n[]')
 
 
 def test_answer_layout() -> None:
@@ -128,10 +128,22 @@ def test_only_ready_answers_job_0() -> None:
 
 
 def test_announced_length_takes_no_memory() -> None:
-    """256 MiB announced, nothing sent: the reader waits and has kept the head alone."""
+    """256 MiB announced, nothing sent: the reader waits and has kept nothing."""
     reader = AnswerReader(7)
     assert reader.feed(head(data=256 << 20)) is None
-    assert b"".join(reader._pieces) == head(data=256 << 20)
+    assert reader._pieces == []
+
+
+def test_reader_says_how_much_belongs_to_its_answer() -> None:
+    """What lies behind it in a pipe is another's."""
+    stream = b"".join(answer_parts(Answer(7, Status.DONE, "é", b"xyz"))) + head(job=8)
+    reader, at = AnswerReader(7), 0
+    answer = None
+    while answer is None:
+        at, piece = at + reader.missing, stream[at : at + reader.missing]
+        answer = reader.feed(piece)
+    assert answer == Answer(7, Status.DONE, "é", b"xyz")
+    assert stream[at:] == head(job=8)
 
 
 def test_too_long_answer_is_not_sent() -> None:
