@@ -72,10 +72,13 @@ class Place:
         self.scope = trio.CancelScope()
         return self.scope
 
+    def has_second(self) -> bool:
+        """Whether a job that is wanted waits in the pipe."""
+        return self.behind is not None and not self.behind.abandoned
+
     def is_late(self, now: float) -> bool:
-        """Whether a job that somebody wants waits behind one that has turned out slow."""
-        waits = self.behind is not None and not self.behind.abandoned
-        return waits and self.began is not None and now > self.began + PIPED_S
+        """Whether one waits there behind another that has turned out slow."""
+        return self.has_second() and self.began is not None and now > self.began + PIPED_S
 
 
 class Schedule:
@@ -117,7 +120,7 @@ class Schedule:
 
     def counts(self) -> tuple[int, int]:
         """Jobs that wait, those in a pipe among them, and jobs that are being done."""
-        piped = sum(place.behind is not None and not place.behind.abandoned for place in self._places)
+        piped = sum(place.has_second() for place in self._places)
         running = sum(place.job is not None for place in self._places)
         return piped + sum(map(len, self._queues.values())), running
 
@@ -156,7 +159,7 @@ class Schedule:
             while place.job is None:
                 self.dispatch()
                 # Nobody says when a job becomes late.
-                is_any_piped = any(other.behind is not None for other in self._places)
+                is_any_piped = any(other.has_second() for other in self._places)
                 with trio.move_on_after(PIPED_S if is_any_piped else math.inf):
                     await place.called.wait()
         finally:
