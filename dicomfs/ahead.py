@@ -153,8 +153,8 @@ class Ahead:
         """Render ahead until cancelled. *Cancellation*: at any time; what is in hand is noted as not done."""
         try:
             async with trio.open_nursery() as nursery:
-                # One more than there are processes, so that none waits for us between two files.
-                for _ in range(self._processes + 1):
+                # Enough to keep two at each process (`schedule.py`), so that none waits for us between two.
+                for _ in range(2 * self._processes + 1):
                     nursery.start_soon(self._walk)
                 for _ in range(max(1, self._processes - 1)):
                     nursery.start_soon(self._warm)
