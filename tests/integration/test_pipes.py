@@ -73,6 +73,7 @@ def test_crash_is_not_held_against_the_second(command: tuple[str, ...], tmp_path
             nursery.start_soon(ask, workers, source("crashonce", tmp_path))
             await until(is_piped(workers, "crashonce"))
             gate.open()
+            await until(lambda: workers.statistics().crashed == 1)
             await until(gate.somebody_waits)  # tried again
             gate.open()
         assert found["crashonce"] == Rendered(b"second time lucky")
@@ -187,5 +188,29 @@ def test_end_answers_the_second_too(command: tuple[str, ...], tmp_path: Path) ->
             callers.start_soon(ask, "echo=1", tmp_path)
             await until(is_piped(workers, "echo=1"))
         assert sorted(failures) == ["echo=1", "gate=a"]
+
+    trio.run(main)
+
+
+def test_time_that_ran_out_for_the_job_before_is_not_held_against_this_one(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    """An answer may come in the very moment in which its time has run out."""
+
+    async def main() -> None:
+        gate = Gate(tmp_path, "a")
+        async with running(command) as workers, trio.open_nursery() as nursery:
+            nursery.start_soon(workers.render, gate.source, RECIPE, None)
+            await until(gate.somebody_waits)
+            (place,) = workers._schedule._places
+            assert place.process is not None
+            former = Path(f"/proc/{place.process.pid}")
+            place.scope.cancel()
+            await until(lambda: not former.exists())
+            gate.open()
+            await until(gate.somebody_waits)  # by the next process
+            gate.open()
+            await until(lambda: workers.statistics().done == 1)
+            assert workers.statistics().timed_out == 0
 
     trio.run(main)
