@@ -27,7 +27,7 @@ from dicomfs.workerprocess import WorkerProcess
 QUICK_S: Final = 0.05
 """What somebody is about to ask for may have all processes as long as it takes less than this: so long do
 others wait behind it."""
-PIPED_S: Final = 0.01
+PIPED_S: Final = 0.005
 """So much longer may somebody wait because a job of less urgency is in a pipe already; what a process loses
 between two jobs, some 0.1 ms, is not worth more."""
 
