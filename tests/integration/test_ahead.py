@@ -1,5 +1,6 @@
 """Rendering ahead: of somebody who lists a folder, of what has come in, of all that is not known yet."""
 
+import math
 import os
 import re
 import sqlite3
@@ -84,6 +85,21 @@ def test_listing_keeps_all_processes_busy_to_the_end_of_the_folder(tmp_path: Pat
             assert sorted(interactive(shown)) == list(range(1, 301))  # each of them once
             # On a clock that runs only while pictures are painted: no process has ever waited.
             assert trio.current_time() - begun == pytest.approx(300 / 3 * PICTURE_S)
+
+    run(scenario)
+
+
+def test_walk_has_two_pictures_for_each_process(tmp_path: Path, writer: Index) -> None:
+    """One that it does, and one that lies behind it in its pipe."""
+    take(tmp_path, writer, *range(1, 101), pool="")
+
+    async def scenario() -> None:
+        async with walking(tmp_path, processes=3) as shown:
+            shown.painters.processes = trio.CapacityLimiter(math.inf)
+            shown.presenter.seen(EXAM)
+            for entry in shown.entries():
+                await stat(shown, entry)
+            assert shown.painters.most >= 2 * 3
 
     run(scenario)
 
