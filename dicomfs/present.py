@@ -87,7 +87,7 @@ class Presenter:
                 tree,
                 cache.__contains__,
                 self._render_next,
-                # One more than there are processes, so that none waits for us between two pictures.
+                # One more than there are processes, so that there is one to put behind another.
                 tasks=processes + 1,
             )
             if warm

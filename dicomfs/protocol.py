@@ -8,7 +8,7 @@ process that has decoded bytes of strangers and may have been taken over: it is 
 length is bounded before a byte of it is kept, and whatever is not exactly one well-formed answer to the
 job at hand is `BrokenAnswer`, for which the only remedy is to kill the worker.
 
-Pure: no files, no processes, no trio. Used by `workers.py` (parent) and `worker.py` (child).
+Pure: no files, no processes, no trio. The parent (`workers.py`, `workerprocess.py`) and `worker.py` use it.
 """
 
 import json

@@ -7,7 +7,8 @@ A process that is busy may have a second job in its pipe, so that it need not wa
 pictures. What is in a pipe cannot be overtaken by what is more urgent, or whose asker has had less. So only
 while pictures take next to no time (`PIPED_S`), only behind a picture, and no background work. And a second
 job is never held up by a first that turns out slow: once that has taken `PIPED_S`, whoever can takes the
-second over; the slow process finds it in its pipe all the same and does it for nobody.
+second over; the slow process finds a copy of it in its pipe all the same, and does that for nobody, or is
+replaced when it takes longer than another process to start.
 
 Knows no answers and no failures: `workers.py` uses it, on trio's thread.
 """
@@ -30,6 +31,8 @@ others wait behind it."""
 PIPED_S: Final = 0.005
 """So much longer may somebody wait because a job of less urgency is in a pipe already; what a process loses
 between two jobs, some 0.1 ms, is not worth more."""
+COPY_S: Final = 1.0
+"""Longer than this nobody's work is not worth waiting for: a process starts in less."""
 
 
 @dataclass(eq=False, slots=True)
@@ -45,6 +48,8 @@ class Job:
     exhausted: int = 0
     abandoned: bool = False
     """Nobody waits for it any more."""
+    is_copy: bool = False
+    """It was taken over by another process: `abandoned` from the beginning, and counted nowhere."""
     is_out_of_time: bool = False
     outcome: Answer | RenderFailed | NotDisplayable | None = None
     finished: trio.Event = field(default_factory=trio.Event)
@@ -173,13 +178,18 @@ class Schedule:
         """
         while True:
             now = trio.current_time()
+            # At the latest: what begins meanwhile may be a copy.
+            next_time = now + min(limit_s, COPY_S)
             for place in self._places:
-                if place.job is not None and place.began is not None and place.began + limit_s <= now:
+                if place.job is None or place.began is None:
+                    continue
+                end = place.began + (min(limit_s, COPY_S) if place.job.is_copy else limit_s)
+                if end > now:
+                    next_time = min(next_time, end)
+                else:
                     place.job.is_out_of_time = True
                     place.scope.cancel()
-            # A job that begins meanwhile has time until later than this.
-            rest = [one.began for one in self._places if one.began is not None and one.began + limit_s > now]
-            await trio.sleep_until(min(rest, default=now) + limit_s)
+            await trio.sleep_until(next_time)
 
     def begin(self, place: Place) -> None:
         """The process of a place begins with its job now."""
@@ -192,7 +202,9 @@ class Schedule:
 
     def lose(self, place: Place) -> None:
         """Its process is of no more use. A job that was begun and is not over stays, for the next process."""
-        job, is_begun = place.job, place.began is not None
+        job = place.job
+        # One that is tried again is owed a fresh process, even if it comes to nothing before it begins.
+        is_begun = place.began is not None or (job is not None and job.crashes + job.exhausted > 0)
         self._charge(place)
         for one in (place.behind, None if is_begun else job):
             if one is not None:
@@ -208,10 +220,12 @@ class Schedule:
         if job is None or began is None:
             return
         took = trio.current_time() - began
-        self._queues[job.urgency].charge(job.asker, took)
+        if not job.is_copy:
+            self._queues[job.urgency].charge(job.asker, took)
         if job.urgency is not Urgency.SPARE:
-            # Also of what somebody waits for: with that he begins to step.
-            self._next_s = max(took, self._next_s / 2)
+            # Also of what somebody waits for: with that he begins to step. What is no picture says nothing of
+            # how quick pictures are.
+            self._next_s = max(took, self._next_s / 2 if job.is_picture else self._next_s)
 
     def _put_back(self, job: Job) -> None:
         """It was given to a process and not begun."""
@@ -252,7 +266,9 @@ class Schedule:
         if place is None or place.behind is None:
             return None
         job = place.behind
-        place.behind = Job(job.body, job.urgency, job.asker, is_picture=job.is_picture, abandoned=True)
+        place.behind = Job(
+            job.body, job.urgency, job.asker, is_picture=job.is_picture, abandoned=True, is_copy=True
+        )
         return job
 
     def _room(self) -> Place | None:
@@ -272,17 +288,24 @@ class Schedule:
 
     def _pipe(self, place: Place) -> bool:
         """Put the job that is next behind that of a place; False when there is none for it."""
-        job = self._late()
-        if job is None:
-            queue = self._queues[Urgency.WAITED] or self._queues[Urgency.NEXT]
-            job = queue.take() if queue else None
-        if job is None or place.process is None:
+        process = place.process
+        if process is None:
             return False
-        if place.process.put(job.body):
-            place.behind = job
+        late = self._late()
+        if late is not None:
+            if not process.put(late.body):
+                self._put_back(late)
+                return False
+            place.behind = late
             return True
-        self._put_back(job)
-        return False
+        queue = self._queues[Urgency.WAITED] or self._queues[Urgency.NEXT]
+        if not queue:
+            return False
+        job = queue.peek()
+        if not job.is_picture or not process.put(job.body):
+            return False
+        place.behind = queue.take()
+        return True
 
     def _next(self) -> Turns[Job] | None:
         """The queue whose first job may run now."""

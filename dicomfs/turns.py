@@ -8,7 +8,7 @@ that: nobody saves up.
 Where somebody new begins goes forward with the work that is done, shared among all who ask (the virtual time
 of weighted fair queueing). By the starting tags of jobs alone it would stand still as long as somebody new
 comes again and again, and everybody else would wait for ever. So whoever waits is overtaken by a bounded
-amount of work: for each who asks, twice the credit and a few jobs. Pure; used by `workers.py`.
+amount of work: for each who asks, twice the credit and a few jobs. Pure; used by `schedule.py`.
 """
 
 from collections import deque
@@ -68,9 +68,13 @@ class Turns(Generic[T]):
         self._had_s.setdefault(asker, self._now_s)
         self.charge(asker, 0.0)
 
+    def peek(self) -> T:
+        """The job whose turn it is; it goes on waiting. One must wait."""
+        return self._waiting[self._first()][0][1]
+
     def take(self) -> T:
         """The job whose turn it is. One must wait."""
-        asker = min(self._waiting, key=lambda asker: (self._had_s[asker], self._waiting[asker][0][0]))
+        asker = self._first()
         jobs = self._waiting[asker]
         _, job = jobs.popleft()
         self._now_s = max(self._now_s, self._had_s[asker])
@@ -78,6 +82,9 @@ class Turns(Generic[T]):
         if not jobs:
             self._leave(asker)
         return job
+
+    def _first(self) -> Hashable:
+        return min(self._waiting, key=lambda asker: (self._had_s[asker], self._waiting[asker][0][0]))
 
     def remove(self, asker: Hashable, job: T) -> bool:
         """Nobody wants it any more; False when it does not wait (any more)."""

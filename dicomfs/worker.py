@@ -3,8 +3,8 @@
 It decodes bytes of strangers with C libraries, so it gives up what it does not need before it reads the
 first request: it has no network, cannot write files, cannot grow beyond its memory limit, cannot gain
 privileges, and dies with its parent. It never writes to the archive or the index, never logs, and keeps
-nothing of a patient's pixels between two jobs: only tables and the headers of a few files. Started by
-`workers.py` as `python -m dicomfs.worker MEMORY_BYTES PARENT_PID`.
+nothing of a patient's pixels between two jobs: only tables, how pictures were asked for, and the headers of
+a few files. Started by `workers.py` as `python -m dicomfs.worker MEMORY_BYTES PARENT_PID`.
 
 Standard output belongs to the protocol alone: what a library prints on descriptor 1 or 2 goes nowhere
 once the worker is ready (it may quote a patient). The one thing that still reaches the parent through

@@ -1,7 +1,7 @@
 """One render process as its parent sees it: started, asked, killed.
 
-Knows the protocol and the operating system, and nothing of queues or priorities. Used by `workers.py`
-only, on trio's thread.
+Knows the protocol and the operating system, and nothing of queues or priorities. Used by `workers.py` and
+`schedule.py`, on trio's thread.
 """
 
 import fcntl
@@ -47,7 +47,7 @@ class WorkerDied(Exception):
 
 
 class WorkerProcess:
-    """One worker process, seen from the parent; used by one task at a time."""
+    """One worker process, seen from the parent. One task sends and reads; `put` is for any."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -57,8 +57,8 @@ class WorkerProcess:
         self.pid = process.pid
         self.jobs = 0
         """That it has been given."""
-        self._due: deque[int] = deque()
-        """Numbers of those that it has not answered."""
+        self._due: deque[tuple[int, bytes]] = deque()
+        """Number and body of those that it has not answered."""
         for number in (self._in, self._out, self._err):
             os.set_blocking(number, False)
         with suppress(OSError):  # the user's share of pipe memory is used up: slower, not wrong
@@ -99,7 +99,7 @@ class WorkerProcess:
                 await trio.lowlevel.wait_writable(self._in)
             except BrokenPipeError:
                 raise WorkerDied from None
-        self._is_given()
+        self._is_given(body)
 
     def put(self, body: bytes) -> bool:
         """Put a job behind the one that it has; False when that cannot be done whole and at once."""
@@ -109,22 +109,27 @@ class WorkerProcess:
             os.write(self._in, frame_request(self.jobs + 1, body))
         except (BlockingIOError, BrokenPipeError):  # the job that it has will show that it has ended
             return False
-        self._is_given()
+        self._is_given(body)
         return True
 
-    def _is_given(self) -> None:
+    def _is_given(self, body: bytes) -> None:
         self.jobs += 1
-        self._due.append(self.jobs)
+        self._due.append((self.jobs, body))
 
     @property
     def due(self) -> int:
         """Jobs that it has been given and has not answered."""
         return len(self._due)
 
-    async def answer(self) -> Answer:
-        """Of the earliest job that is due. Raises WorkerDied, BrokenAnswer; after these and after
-        cancellation, `end` it."""
-        answer = await self._read(AnswerReader(self._due[0]))
+    async def answer(self, body: bytes) -> Answer:
+        """To that job, the earliest that is due.
+
+        Raises WorkerDied, BrokenAnswer; after these and after cancellation, `end` it.
+        """
+        number, due = self._due[0]
+        if due != body:  # never: but it would be one patient's picture under another's name
+            raise BrokenAnswer("the answer that is due is to another job")
+        answer = await self._read(AnswerReader(number))
         self._due.popleft()
         return answer
 

@@ -250,7 +250,7 @@ class Workers:
         if isinstance(outcome, RenderFailed):
             self._failed += not job.abandoned
         else:
-            self._done += 1
+            self._done += not job.is_copy
         job.outcome = outcome
         job.finished.set()
 
@@ -312,7 +312,11 @@ class Workers:
                 elif not await self._perform(place.job, place, process):
                     return
         if scope.cancelled_caught and place.job is not None and place.job.is_out_of_time:
-            self._timed_out += 1
+            if place.job.is_copy:
+                log.debug("Render worker %d replaced: it did what another did", process.pid)
+                self._finish(place.job, RenderFailed("Nobody waits"))
+                return
+            self._timed_out += not place.job.abandoned
             log.warning("Render worker %d killed: no answer within %g s", process.pid, self._time_limit_s)
             self._finish(place.job, RenderFailed(f"Rendering took longer than {self._time_limit_s:g} s"))
 
@@ -331,7 +335,7 @@ class Workers:
                 await process.send(job.body)
             # Another may be put behind it; and what nobody waits for may begin elsewhere, if that has ended.
             self._schedule.dispatch()
-            answer = await process.answer()
+            answer = await process.answer(job.body)
         except (WorkerDied, BrokenAnswer) as error:
             await self._crash(process, job, error)
             return False

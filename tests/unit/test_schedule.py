@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from dicomfs.schedule import PIPED_S, Job, Place, Schedule
+from dicomfs.schedule import COPY_S, PIPED_S, Job, Place, Schedule
 from dicomfs.turns import Urgency
 from dicomfs.workerprocess import WorkerProcess
 
@@ -216,6 +216,79 @@ def test_second_job_behind_a_slow_one_goes_before_what_waits() -> None:
         await stage.schedule.take(idle := stage.schedule.open())
         assert idle.job is not None
         assert idle.job.body == b"c"  # nobody waits for the second one any more
+
+    run(main)
+
+
+def test_copy_of_what_another_does_keeps_its_process_for_a_moment_only() -> None:
+    async def main(_clock: MockClock) -> None:
+        stage = Stage()
+        slow, pipe = stage.busy(picture(b"slow"))
+        second = stage.put(picture(b"b"))
+        other = stage.schedule.open()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.schedule.keep_time, 60.0)
+            await stage.schedule.take(other)
+            assert other.job is second
+            stage.schedule.begin(other)
+            with slow.use() as scope:
+                stage.end(slow, pipe)
+                began = trio.current_time()
+                await trio.sleep_forever()
+            assert slow.job is not None
+            assert (scope.cancelled_caught, slow.job.is_copy, slow.job.is_out_of_time) == (True, True, True)
+            assert trio.current_time() - began <= 2 * COPY_S
+            assert not second.is_out_of_time
+            nursery.cancel_scope.cancel()
+
+    run(main, jumps=True)
+
+
+def test_only_a_picture_is_put_behind() -> None:
+    async def main(_clock: MockClock) -> None:
+        stage = Stage()
+        place, pipe = stage.busy(picture(b"a"))
+        pool = stage.put(Job(b"pool", Urgency.WAITED))
+        stage.put(picture(b"b"))
+        assert (place.behind, pipe.got, stage.schedule.counts()) == (None, [], (2, 1))
+        stage.schedule.end(place)
+        await stage.schedule.take(place)
+        assert place.job is pool
+
+    run(main)
+
+
+def test_what_is_no_picture_does_not_say_that_pictures_are_quick() -> None:
+    async def main(clock: MockClock) -> None:
+        schedule = Schedule(MOST_JOBS)
+        place = schedule.open()
+
+        def do(job: Job, seconds: float) -> None:
+            place.job = job
+            schedule.begin(place)
+            clock.jump(seconds)
+            schedule.end(place)
+
+        for _ in range(20):
+            do(Job(b"lengths", Urgency.WAITED), 0.0)
+        assert schedule._next_s > PIPED_S
+        for _ in range(20):
+            do(picture(b"a"), 0.0)
+        assert schedule._next_s < PIPED_S
+        do(Job(b"pool", Urgency.WAITED), 1.0)
+        assert schedule._next_s > PIPED_S
+
+    run(main)
+
+
+def test_what_is_tried_again_is_owed_a_fresh_process() -> None:
+    async def main(_clock: MockClock) -> None:
+        schedule = Schedule(MOST_JOBS)
+        place = schedule.open()
+        place.job = job = picture(b"a")
+        job.crashes = 1
+        schedule.lose(place)  # the fresh one has ended before it began
+        assert place.job is job
 
     run(main)
 

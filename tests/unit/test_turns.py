@@ -33,6 +33,19 @@ def test_one_asker_is_served_in_order() -> None:
     assert not turns
 
 
+def test_who_is_looked_at_is_the_next_and_goes_on_waiting() -> None:
+    turns: Turns[str] = Turns()
+    for asker, job in (("one", "a"), ("other", "b"), ("one", "c")):
+        turns.put(asker, job)
+    found = []
+    while turns:
+        looked_at, waiting = turns.peek(), len(turns)
+        assert (turns.peek(), waiting) == (looked_at, len(turns))
+        found.append(turns.take())
+        assert found[-1] == looked_at
+    assert found == ["a", "b", "c"]
+
+
 def test_two_askers_take_turns_however_much_one_asks_for() -> None:
     turns: Turns[str] = Turns()
     for number in range(4):
