@@ -159,9 +159,13 @@ def test_on_the_same_association_while_it_is_open_and_still(tmp_path: Path) -> N
         assert association.send_c_echo().Status == 0
 
 
-def test_on_the_same_association_before_it_is_given_up_as_idle(tmp_path: Path) -> None:
+def test_on_the_same_association_before_it_is_given_up_as_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two waits for the next message, that for spool files and that for results, are not added up."""
+    monkeypatch.setattr("dicomfs.association._SHORTLY_S", 5.0)
     modality = Modality()
-    with archive(tmp_path / "s", idle_s=1.0) as it:
+    with archive(tmp_path / "s", idle_s=5.0) as it:
         with modality.association(it.port, CT) as association:
             references = sent(association, image())
         with modality.association(it.port) as association:
