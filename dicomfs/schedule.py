@@ -30,7 +30,7 @@ QUICK_S: Final = 0.05
 others wait behind it."""
 PIPED_S: Final = 0.005
 """So much longer may somebody wait because a job of less urgency is in a pipe already; what a process loses
-between two jobs, some 0.1 ms, is not worth more."""
+between two jobs is not worth more."""
 COPY_S: Final = 1.0
 """Longer than this nobody's work is not worth waiting for: a process starts in less."""
 
