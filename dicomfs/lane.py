@@ -1,9 +1,8 @@
 """One sender's lane into the spool: the next file is made, the last is put away, while the sender is busy.
 
 Between its answer and its next object a sender reads a file or makes an image. What can be done then need
-not be waited for. While a sender
-is silent, or the store in trouble, no file is kept open: its file system may have to be unmounted. Used by
-`association.py` (one for each association) and `ingest.py`.
+not be waited for. While a sender is silent, or the store in trouble, no file is kept open: its file system
+may have to be unmounted. Used by `association.py` (one for each association) and `ingest.py`.
 """
 
 import contextlib
